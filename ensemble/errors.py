@@ -1,0 +1,38 @@
+"""The exceptions that Quorum raises on purpose; every message says where and what would cure it.
+
+QuorumError
+├── ConfigError          a config, an option or a template cannot be used
+├── InputError           a question file or row cannot be used
+├── ModelError           a model cannot be found, prepared or loaded
+├── PromptError          a question does not become a prompt (too long, letters that collide)
+├── EngineError          an engine died or answered nonsense
+└── StoreError           the score store or the run folder cannot be written or read
+"""
+
+
+class QuorumError(Exception):
+    """Base of all; `str()` is one line for people."""
+
+
+class ConfigError(QuorumError, ValueError):
+    pass
+
+
+class InputError(QuorumError, ValueError):
+    pass
+
+
+class ModelError(QuorumError):
+    pass
+
+
+class PromptError(QuorumError, ValueError):
+    pass
+
+
+class EngineError(QuorumError):
+    pass
+
+
+class StoreError(QuorumError, OSError):
+    pass

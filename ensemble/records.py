@@ -1,0 +1,106 @@
+"""The records that flow from step to step: plain, frozen, cheap to pickle."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Task = Literal["multiple_choice", "summarization", "generation", "math"]
+TASKS: tuple[Task, ...] = ("multiple_choice", "summarization", "generation", "math")
+
+ChoiceId = int | str
+Gold = int | tuple[str, ...]  # multiple choice: 0-based index; text tasks: one or several references
+Order = tuple[int, ...]  # order[p] = index of the option that is shown at position p
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One valid row of the input.
+
+    `hash` is 16 bytes over what a model could be shown (task, text, context, option texts):
+    neither id, group nor gold take part, so scores are shared by files that only number rows otherwise.
+    """
+
+    row_index: int
+    file: str
+    line: int
+    id: int | str
+    task: Task
+    text: str
+    context: str | None = None
+    choices: tuple[str, ...] = ()
+    choice_ids: tuple[ChoiceId, ...] | None = None
+    gold: Gold | None = None
+    group: str | None = None
+    hash: bytes = b""
+
+
+class RowError(NamedTuple):
+    """A row that could not be read or answered, with its place and the cure in the message."""
+
+    file: str
+    line: int | None
+    id: int | str | None
+    type: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What one member's model says about the options of one question.
+
+    logprobs: float32 [orders, options], natural log of the probability of each option (by content, not by
+        position) before any normalisation: of its letter (`letter`) or of its whole text (`cloze`).
+    tokens: int32 [options], how many tokens each option's continuation has (1 for letters).
+    unconditional: float32 [options], the same texts without the question (cloze with PMI), else None.
+    prompt_tokens, cut_tokens: length of the first order's prompt, and what the cut policy left out of it.
+    prompt_hash: 16 hex digits over the token ids of the first order's prompt and its continuations.
+    """
+
+    orders: tuple[Order, ...]
+    logprobs: FloatArray
+    tokens: npt.NDArray[np.int32]
+    unconditional: FloatArray | None = None
+    prompt_tokens: int = 0
+    cut_tokens: int = 0
+    prompt_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One generated text. `finish` is vLLM's reason: `stop`, or `length` where max_tokens ended it."""
+
+    text: str
+    tokens: int
+    finish: str
+    seed: int
+    index: int
+    prompt_tokens: int = 0
+    cut_tokens: int = 0
+    prompt_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The ensemble's answer to one question; everything in it can be rebuilt from scores and samples.
+
+    prediction: 0-based option index, or the text (for math the final number); None where no member's
+        text could be parsed into an answer.
+    scores: per option the normalised log-probability (they sum to 1 in probability), None for text.
+    votes: per option how many (member, order) pairs put it first, None for text.
+    near_tie: whether the winner's margin is within what other hardware or batching may change.
+    """
+
+    prediction: int | str | None
+    answer_text: str | None
+    confidence: float | None
+    scores: tuple[float, ...] | None
+    votes: tuple[int, ...] | None
+    orders_used: int
+    members: tuple[str, ...]
+    near_tie: bool = False
+    letter_mass: float | None = None
+    prompt_tokens: int = 0
+    cut_tokens: int = 0
