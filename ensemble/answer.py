@@ -19,6 +19,7 @@ class Asker:
     """One member: turns what a voter asks for into requests to its engine."""
 
     def __init__(self, member: Member, prompter: Prompter, engine: Engine, seed: int) -> None:
+        """seed: `ensemble.plan.sample_seed`."""
         self._member, self._prompter, self._engine, self._seed = member, prompter, engine, seed
 
     async def __call__(self, question: Question, ask: Ask) -> Score | Sample:

@@ -202,3 +202,8 @@ def _finite(value: float) -> float:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:500] or type(error).__name__
+
+
+def is_dead(error: BaseException) -> bool:
+    """Whether vLLM's engine process is gone, so that no later request can succeed."""
+    return type(error).__name__ == "EngineDeadError"

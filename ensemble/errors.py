@@ -4,7 +4,8 @@ QuorumError
 ├── ConfigError          a config, an option or a template cannot be used
 ├── InputError           a question file or row cannot be used
 ├── ModelError           a model cannot be found, prepared or loaded
-├── PromptError          a question does not become a prompt (too long, letters that collide)
+├── PromptError          a template and a tokenizer do not fit (letters that collide)
+│   └── TooLongError     one question does not fit the context
 ├── EngineError          an engine died or answered nonsense
 └── StoreError           the score store or the run folder cannot be written or read
 """
@@ -27,6 +28,10 @@ class ModelError(QuorumError):
 
 
 class PromptError(QuorumError, ValueError):
+    pass
+
+
+class TooLongError(PromptError):
     pass
 
 

@@ -14,7 +14,7 @@ import jinja2
 import jinja2.sandbox
 
 from ensemble.config import ROOT, Member, ModelConfig, Shots, Template, fingerprint
-from ensemble.errors import ConfigError, PromptError
+from ensemble.errors import ConfigError, PromptError, TooLongError
 from ensemble.records import Order, Question
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -161,7 +161,7 @@ class Prompter:
             if over <= 0:
                 return text, 0
         if self._member.cut == "forbid":
-            raise PromptError(
+            raise TooLongError(
                 f"the prompt is {over} tokens too long for {self._member.model}'s context of "
                 f"{self._model.context_length}, and the member's cut policy is forbid: set cut: tail or head, lower "
                 "sampling.max_tokens, or raise context_length"
@@ -181,7 +181,7 @@ class Prompter:
             if over <= 0:
                 return prompt, len(offsets) - keep
             keep -= over
-        raise PromptError(
+        raise TooLongError(
             f"template, options and answer leave no room for the input in {self._member.model}'s context of "
             f"{self._model.context_length} tokens: raise context_length or lower sampling.max_tokens"
         )

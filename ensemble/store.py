@@ -97,7 +97,6 @@ class StoreReader:
         self._keys = keys[order]
         self._places = np.concatenate(places)[order] if places else np.empty((0, 2), dtype=np.int32)
         self._groups: OrderedDict[tuple[int, int], list[dict[str, Any]]] = OrderedDict()
-        self._files: dict[int, Any] = {}
 
     def __len__(self) -> int:
         return len(self._keys)

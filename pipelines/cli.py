@@ -1,0 +1,72 @@
+"""Options that the pipelines share, and how their errors end a process."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from ensemble.errors import ConfigError, InputError, ModelError, PromptError, QuorumError
+from ensemble.read import Selection
+
+OK, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+
+
+def parser(description: str, epilog: str) -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--config", required=True, metavar="FILE", help="run config (YAML); configs/demo.yaml is a start")
+    p.add_argument("--input", metavar="FILE", help="question file, glob or folder (JSONL or a JSON array)")
+    p.add_argument("--output", metavar="DIR", help="run folder for predictions, grades, submission, report")
+    p.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="change one config key, lists by index: --set tasks.math.members.0.sampling.max_tokens=200",
+    )  # fmt: skip
+    p.add_argument("--limit", type=_limit, metavar="N|0.1", help="the first N questions, or a share of each task")
+    p.add_argument("--task", help="only this task")
+    p.add_argument("--ids", metavar="A,B", help="only these question ids")
+    p.add_argument("--gold", metavar="FILE", help="grade by the answers of this question file, joined by id")
+    p.add_argument("--dry-run", action="store_true", help="print the plan and what the store has; start nothing")
+    p.add_argument(
+        "--fresh", action="store_true", help="compute everything again, into a store of its own in the run folder"
+    )
+    return p
+
+
+def selection(options: argparse.Namespace) -> Selection:
+    ids = frozenset(part.strip() for part in options.ids.split(",")) if options.ids else None
+    return Selection(options.limit, options.task, ids)
+
+
+def overrides(options: argparse.Namespace) -> list[str]:
+    """--set first, then the options that stand for a key."""
+    keys = {"input": options.input, "output": options.output}
+    return [*options.overrides, *(f"{key}={value}" for key, value in keys.items() if value is not None)]
+
+
+def run(main: Callable[[], int]) -> None:
+    """Calls `main` and exits; an error that Quorum raised is one line, everything else keeps its traceback."""
+    try:
+        code = main()
+    except (ConfigError, InputError, ModelError, PromptError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        code = UNUSABLE
+    except QuorumError as e:
+        print(f"error: {e}", file=sys.stderr)
+        code = SOME_FAILED
+    except KeyboardInterrupt:
+        print("stopped; what was computed is stored, and the same command goes on from there", file=sys.stderr)
+        code = INTERRUPTED
+    except BrokenPipeError:
+        code = SOME_FAILED
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code) if code == INTERRUPTED else sys.exit(code)
+
+
+def _limit(text: str) -> int | float:
+    try:
+        value = float(text) if "." in text else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a count (200) nor a share (0.1)") from None
+    if value <= 0 or (isinstance(value, float) and value >= 1):
+        raise argparse.ArgumentTypeError(f"{text}: a count is at least 1, a share lies between 0 and 1")
+    return value

@@ -1,0 +1,222 @@
+"""Ray: the cluster a run uses, its engine actors, and the client that stage actors reach them through."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from ensemble import models
+from ensemble.config import ROOT, ModelConfig, RayConfig, Sampling
+from ensemble.engine import Engine, GenerateReply, ScoreReply, ScoreRequest
+from ensemble.errors import ConfigError, EngineError, ModelError
+from ensemble.fake import FakeEngine
+
+PASSED_ON = ("QUORUM_HOME", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN")
+
+
+def connect(config: RayConfig, async_batches: int) -> None:
+    """Joins the cluster at `ray.address` or RAY_ADDRESS, else starts one on this machine for this run alone."""
+    # Read by Ray Data on the driver when it plans, hence set here and not in the workers' environment.
+    os.environ["RAY_DATA_DEFAULT_ASYNC_BATCH_UDF_MAX_CONCURRENCY"] = str(async_batches)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    env = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if not in_job:  # a job's working_dir is on the path already
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 2**29} if address == "local" else {}
+    try:
+        ray.init(
+            address=address,
+            runtime_env={} if in_job else {"env_vars": env},
+            logging_level="ERROR",
+            log_to_driver=False,
+            **local,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as e:
+        reason = " ".join(str(e).split())[:300]
+        raise ConfigError(f"no Ray cluster at {address!r} ({reason}): start one, or unset ray.address and RAY_ADDRESS") from e
+
+
+class EngineSpec(NamedTuple):
+    """All that an engine actor needs; plain data."""
+
+    model: str
+    config: ModelConfig
+    device: str
+    cwd: str
+
+
+class EngineActor:
+    """One engine in a process of its own. It starts at the first call, so a restarted actor starts itself."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._spec = spec
+        self._engine: Any = None
+        self._starting = asyncio.Lock()
+        self._status = "waiting for resources"
+
+    async def start(self) -> None:
+        async with self._starting:
+            if self._engine is None:
+                self._engine = await self._start()
+                self._status = "ready"
+
+    async def status(self) -> str:
+        return self._status
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply]:
+        await self.start()
+        return await self._alive(self._engine.score(requests))  # type: ignore[no-any-return]
+
+    async def generate(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> GenerateReply:
+        await self.start()
+        return await self._alive(self._engine.generate(prompt, sampling, seed))  # type: ignore[no-any-return]
+
+    async def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+
+    async def _start(self) -> Engine:
+        spec = self._spec
+        if spec.config.engine.fake is not None:
+            return FakeEngine(**spec.config.engine.fake)
+        from ensemble.engine import VLLMEngine
+
+        enter(spec.cwd)
+        self._status = "preparing"
+        folder = await asyncio.to_thread(models.prepare, spec.model, spec.config, self._report)
+        self._status = "loading"
+        await asyncio.sleep(0.2)  # lets a waiting status call answer: construction blocks this loop
+        return VLLMEngine(spec.config, folder, spec.device)
+
+    def _report(self, line: str) -> None:
+        self._status = line
+
+    async def _alive(self, call: Any) -> Any:
+        from ensemble.engine import is_dead
+
+        try:
+            return await call
+        except Exception as e:
+            if is_dead(e):  # only a new process helps: Ray restarts the actor, the client asks again
+                os._exit(1)
+            raise
+
+
+def start_engines(specs: Sequence[EngineSpec], restarts: int) -> dict[str, list[Any]]:
+    """Engine actors per model, all starting at once. Raises ConfigError where the GPUs do not suffice."""
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    needed = {s.model: s.config.engine.tensor_parallel_size for s in specs if s.device == "cuda"}
+    if sum(needed.values()) > gpus:
+        wants = ", ".join(f"{model} {n}" for model, n in needed.items())
+        raise ConfigError(
+            f"the models need {sum(needed.values())} GPUs at once ({wants}) and the cluster has {gpus}: "
+            "run fewer models (--task), lower engine.tensor_parallel_size, or set engine.device: cpu"
+        )
+    actor = ray.remote(EngineActor)
+    started = {}
+    for spec in specs:
+        replicas = spec.config.engine.replicas
+        if replicas == "auto":
+            replicas = max(1, gpus // sum(needed.values())) if spec.device == "cuda" else 1
+        options = {"num_gpus": needed[spec.model]} if spec.device == "cuda" else {"num_cpus": 1}
+        actors = [
+            actor.options(max_concurrency=10_000, max_restarts=restarts, max_task_retries=0, **options).remote(spec)
+            for _ in range(replicas)
+        ]
+        started[spec.model] = actors
+    return started
+
+
+class Usage:
+    """What one member's engines were sent and gave back, in tokens."""
+
+    def __init__(self) -> None:
+        self.requests = self.prompt_tokens = self.cached_tokens = self.output_tokens = 0
+
+    def take(self) -> dict[str, int]:
+        """The counts since the last call."""
+        counts = dict(vars(self))
+        self.__init__()  # type: ignore[misc]
+        return counts
+
+
+class EngineClient:
+    """An `Engine` over the actors of one model: the least busy one answers, and a dead one is asked again.
+
+    All orders of a question come in one `score` call and so reach one engine, whose prefix cache they share.
+    """
+
+    def __init__(self, actors: Sequence[Any], retries: int, seconds: float) -> None:
+        self._actors, self._retries, self._seconds = actors, retries, seconds
+        self._outstanding = [0] * len(actors)
+        self.usage = Usage()
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply]:
+        tokens = sum(len(r.prompt) + sum(map(len, r.continuations)) for r in requests)
+        replies: list[ScoreReply] = await self._call("score", tokens, requests)
+        self.usage.requests += sum(len(r.continuations) for r in requests)
+        self.usage.prompt_tokens += sum(r.prompt_tokens for r in replies)
+        self.usage.cached_tokens += sum(r.cached_tokens for r in replies)
+        return replies
+
+    async def generate(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> GenerateReply:
+        reply: GenerateReply = await self._call("generate", len(prompt) + sampling.max_tokens, prompt, sampling, seed)
+        self.usage.requests += 1
+        self.usage.prompt_tokens += reply.prompt_tokens
+        self.usage.cached_tokens += reply.cached_tokens
+        self.usage.output_tokens += reply.tokens
+        return reply
+
+    async def _call(self, verb: str, tokens: int, *arguments: Any) -> Any:
+        for attempt in range(self._retries + 1):
+            i = min(range(len(self._actors)), key=self._outstanding.__getitem__)
+            self._outstanding[i] += tokens
+            try:
+                return await asyncio.wait_for(getattr(self._actors[i], verb).remote(*arguments), self._seconds)
+            except RayActorError as e:
+                if attempt == self._retries:
+                    raise EngineError(f"the engine died {attempt + 1} times on this question ({_first_line(e)})") from None
+                await asyncio.sleep(2.0**attempt)
+            except RayTaskError as e:
+                raise unwrapped(e) from None
+            except TimeoutError:
+                raise EngineError(
+                    f"no reply from the engine in {self._seconds:g} s: raise ray.request_seconds, or see its log"
+                ) from None
+            finally:
+                self._outstanding[i] -= tokens
+        raise AssertionError("unreachable")
+
+
+def wait_for(ref: Any, seconds: float) -> Any:
+    """The value of a Ray reference; errors come as the exception that was raised in the actor."""
+    try:
+        return ray.get(ref, timeout=seconds)
+    except RayTaskError as e:
+        raise unwrapped(e) from None
+    except GetTimeoutError:
+        raise
+    except RayActorError as e:
+        raise ModelError(f"an engine's process died while it started ({_first_line(e)}): too little memory?") from None
+
+
+def unwrapped(error: RayTaskError) -> BaseException:
+    cause = error.cause
+    return cause if isinstance(cause, Exception) else EngineError(_first_line(error))
+
+
+def enter(cwd: str) -> None:
+    """Relative paths of a config mean the driver's folder, where that exists on this node."""
+    if Path(cwd).is_dir():
+        os.chdir(cwd)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if isinstance(error, RayTaskError) else lines[0])[:300] if lines else type(error).__name__

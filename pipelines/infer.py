@@ -1,0 +1,208 @@
+"""The inference phase: engines start, one question per task is tried, then Ray Data streams all that is missing."""
+
+import json
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from ensemble.errors import EngineError, ModelError, QuorumError
+from ensemble.plan import Plan
+from ensemble.read import iter_blocks
+from ensemble.records import Question
+from pipelines.cluster import EngineSpec, connect, start_engines, unwrapped, wait_for
+from pipelines.progress import Progress
+from pipelines.stage import Job, Stage, preflight
+
+BATCH = 32
+FATAL = ("ModelError", "ConfigError", "PromptError", "EngineError")
+
+
+@dataclass
+class Inference:
+    """What the inference phase did."""
+
+    errors: dict[int, tuple[str, str]] = field(default_factory=dict)  # row_index -> type, message
+    computed: int = 0
+    usage: dict[str, Counter[str]] = field(default_factory=dict)  # member -> requests and tokens
+    drift: list[float] = field(default_factory=list)
+    letter_mass: list[float] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)  # connect, engines, preflight, solve
+
+    def take(self, rows: Sequence[dict[str, Any]]) -> None:
+        for row in rows:
+            self.computed += bool(row["computed"]) and not row["error_type"]
+            if row["error_type"]:
+                self.errors[int(row["row_index"])] = (row["error_type"], row["error_message"])
+            for values, value in ((self.drift, row["drift"]), (self.letter_mass, row["letter_mass"])):
+                if value == value:  # not NaN
+                    values.append(float(value))
+            for member, counts in json.loads(row["usage"] or "{}").items():
+                self.usage.setdefault(member, Counter()).update(counts)
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Counts finished questions for the live view, between two of the driver's looks."""
+
+    def __init__(self) -> None:
+        self._done: dict[str, list[float]] = {}
+
+    def add(self, task: str, seconds: float, failed: bool) -> None:
+        counts = self._done.setdefault(task, [0, 0.0, 0])
+        counts[0] += 1
+        counts[1] += seconds
+        counts[2] += failed
+
+    def read(self) -> dict[str, list[float]]:
+        return self._done
+
+
+def infer(plan: Plan, store: str, blocks: Sequence[str], missing: Counter[str], progress: Progress) -> Inference:
+    """Answers what the store lacks. Raises QuorumError where nothing can go on; question errors are in the result."""
+    config = plan.config
+    result = Inference()
+    clock = time.monotonic()
+
+    def lap(name: str) -> None:
+        nonlocal clock
+        result.seconds[name] = round(time.monotonic() - clock, 3)
+        clock = time.monotonic()
+
+    progress.note("starting Ray")
+    connect(config.ray, max(1, config.ray.questions_in_flight // BATCH))
+    try:
+        lap("connect")
+        specs = [EngineSpec(m, config.models[m], plan.devices[m], os.getcwd()) for m in plan.models(list(missing))]
+        engines = start_engines(specs, config.ray.retries)
+        job = Job(plan, store, engines, Board.remote(), os.getcwd())
+        _await_engines(engines, config.ray.engine_start_seconds, progress)
+        lap("engines")
+        result.take(_preflight(job, blocks, missing, progress))
+        lap("preflight")
+        with _watching(job, missing, progress):
+            _stream(job, blocks, result)
+        lap("solve")
+        for actors in engines.values():
+            for actor in actors:
+                actor.close.remote()
+    finally:
+        ray.shutdown()
+    return result
+
+
+def _await_engines(engines: dict[str, list[Any]], seconds: float, progress: Progress) -> None:
+    """Until every engine is ready, showing what each is doing."""
+    waiting = {(model, i): a.start.remote() for model, actors in engines.items() for i, a in enumerate(actors)}
+    deadline = time.monotonic() + seconds
+    while waiting:
+        for (model, i), ref in list(waiting.items()):
+            try:
+                wait_for(ref, 0.3)
+                del waiting[model, i]
+                progress.loading(model, "ready", done=True)
+            except GetTimeoutError:
+                progress.loading(model, _status(engines[model][i]))
+            except QuorumError as e:
+                raise type(e)(f"model {model}: {e}") from None
+            if time.monotonic() > deadline:
+                raise ModelError(f"model {model} was not ready after {seconds:g} s: raise ray.engine_start_seconds")
+
+
+def _status(actor: Any) -> str | None:
+    try:
+        status: str = ray.get(actor.status.remote(), timeout=0.3)
+        return status
+    except RayError:
+        return None
+
+
+def _preflight(job: Job, blocks: Sequence[str], missing: Counter[str], progress: Progress) -> list[dict[str, Any]]:
+    """One real question per member's task; a template that does not fit its model ends the run here."""
+    firsts: dict[str, Question] = {}
+    for block in iter_blocks(blocks):
+        for question in block:
+            if question.task in missing:
+                firsts.setdefault(question.task, question)
+        if len(firsts) == len(missing):
+            break
+    progress.note("preflight: one question per task")
+    run = ray.remote(num_cpus=0.25)(preflight)
+    outcomes: list[dict[str, Any]] = wait_for(run.remote(job, list(firsts.values())), job.plan.config.ray.engine_start_seconds)
+    for outcome in outcomes:
+        if outcome["error_type"] in FATAL:
+            raise _by_name(outcome["error_type"])(f"preflight, task {outcome['task']}: {outcome['error_message']}")
+        if outcome["letter_mass"] < 0.1:
+            progress.warn(
+                f"task {outcome['task']}: the option letters hold only {outcome['letter_mass']:.1%} of the probability: "
+                "the template probably does not lead the model to answer by letter"
+            )
+    return outcomes
+
+
+def _by_name(name: str) -> Callable[[str], QuorumError]:
+    import ensemble.errors
+
+    kind: Callable[[str], QuorumError] = getattr(ensemble.errors, name)
+    return kind
+
+
+def _stream(job: Job, blocks: Sequence[str], result: Inference) -> None:
+    import ray.data
+
+    config = job.plan.config.ray
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    dataset = ray.data.read_parquet(list(blocks), ray_remote_args={"num_cpus": 0.25}).map_batches(
+        Stage,
+        fn_constructor_args=[job],
+        batch_size=BATCH,
+        batch_format="pyarrow",
+        num_cpus=0.25,
+        compute=ray.data.ActorPoolStrategy(size=config.stage_actors, max_concurrent_calls_per_actor=2),
+        max_restarts=config.retries,
+        max_task_retries=config.retries,
+    )
+    try:
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            result.take(batch.to_pylist())
+    except RayError as e:
+        cause = unwrapped(e) if hasattr(e, "cause") else None
+        if isinstance(cause, QuorumError):
+            raise cause from None
+        raise EngineError(f"the run stopped: {' '.join(str(e).split())[-500:]}; run the same command to go on") from e
+
+
+class _watching:
+    """While open, a thread brings the board's counts to the live view."""
+
+    def __init__(self, job: Job, missing: Counter[str], progress: Progress) -> None:
+        self._job, self._missing, self._progress = job, missing, progress
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        self._progress.start(self._missing)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            ended = self._end.wait(0.5)
+            try:
+                self._progress.update(ray.get(self._job.board.read.remote(), timeout=5))
+            except RayError:
+                pass
+            if ended:
+                return
+

@@ -1,0 +1,140 @@
+"""The steps of a run, in order: read, plan, replay what is stored, infer what is missing, write."""
+
+import argparse
+import shutil
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from ensemble import manifest, report
+from ensemble.config import RunConfig, load_config
+from ensemble.errors import ConfigError, InputError
+from ensemble.grading import check_metrics
+from ensemble.names import unknown
+from ensemble.outputs import output_error, write_errors, write_json, write_results
+from ensemble.plan import Plan, describe_members, make_plan, replay
+from ensemble.questions import parse_question
+from ensemble.read import InputSummary, find_inputs, iter_blocks, iter_rows, read_questions
+from ensemble.records import TASKS, Gold, RowError
+from ensemble.store import open_store
+from pipelines import cli, summary
+from pipelines.progress import Progress
+
+
+def solve(options: argparse.Namespace) -> int:
+    clock = Clock()
+    config = load_config(options.config, cli.overrides(options))
+    _check(config, options)
+    folder = _writable(Path(config.output))
+    errors: list[RowError] = []
+    with Progress() as progress:
+        try:
+            read = read_questions(config.input or "", folder / "questions", cli.selection(options), errors.append)
+        except InputError:
+            write_errors(folder / "errors.jsonl", errors)
+            raise
+        for error in errors[:5]:
+            progress.warn(f"{error.file}:{error.line}: {error.message}")
+        if len(errors) > 5:
+            progress.warn(f"{len(errors) - 5} more bad rows are in {folder / 'errors.jsonl'}")
+        clock.lap("read")
+        plan = make_plan(_covering(config, read), list(read.by_task))
+        gold = read_gold(options.gold) if options.gold else None
+        if options.fresh:
+            shutil.rmtree(folder / "fresh-store", ignore_errors=True)
+        store = open_store(folder / "fresh-store" if options.fresh else config.store.path).resolve()
+        missing = count_missing(plan, store, read)
+        clock.lap("plan")
+        if options.dry_run:
+            summary.print_plan(plan, read, missing, store, folder)
+            return cli.OK
+        describe_members(plan, store)
+        stored = read.rows - missing.total()
+        progress.note(f"{read.rows} questions, {stored} answered from the store, {missing.total()} to compute")
+        inference = None
+        if missing:
+            from pipelines.infer import infer
+
+            inference = infer(plan, str(store), read.blocks, missing, progress)
+        clock.lap("infer")
+        decided = replay(plan, store, iter_blocks(read.blocks))
+        written = write_results(folder, plan, decided, inference.errors if inference else {}, gold)
+        write_errors(folder / "errors.jsonl", [*errors, *written.failed])
+        clock.lap("write")
+        facts = manifest.build(plan, read, missing, inference, written, clock.seconds, [str(store), *sys.argv])
+        write_json(folder / "manifest.json", facts)
+        report.write(folder / "report.html", plan, read, written, facts, [*errors, *written.failed])
+    summary.print_results(read, written, facts, folder, errors)
+    return cli.SOME_FAILED if errors or written.failed else cli.OK
+
+
+class Clock:
+    """Seconds of each step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[name] = round(now - self._last, 3)
+        self._last = now
+
+
+def count_missing(plan: Plan, store: Path, read: InputSummary) -> Counter[str]:
+    """Questions per task that the store cannot decide."""
+    return Counter(q.task for q, decision in replay(plan, store, iter_blocks(read.blocks)) if decision is None)
+
+
+def read_gold(spec: str) -> dict[int | str, Gold]:
+    """Gold answers by id out of a file of the question format. Raises InputError."""
+    gold: dict[int | str, Gold] = {}
+    for path in find_inputs(spec):
+        for line, row in iter_rows(path):
+            if isinstance(row, InputError):
+                raise InputError(f"{path}:{line}: {row}")
+            try:
+                question = parse_question(row, 0, str(path), line)
+            except InputError as e:
+                raise InputError(f"{path}:{line}: {e}") from None
+            if question.gold is not None:
+                gold[question.id] = question.gold
+    if not gold:
+        raise InputError(f"{spec}: no row has a gold answer (answer or summary)")
+    return gold
+
+
+def _check(config: RunConfig, options: argparse.Namespace) -> None:
+    if not config.input:
+        raise ConfigError("no input: give --input FILE, or input: in the config")
+    if options.task is not None and options.task not in TASKS:
+        raise ConfigError(f"--task: {unknown('task', options.task, TASKS)}")
+    for task, plan in config.tasks.items():
+        if plan.metrics is not None:
+            check_metrics(task, plan.metrics)
+
+
+def _covering(config: RunConfig, read: InputSummary) -> RunConfig:
+    orphans = {task: n for task, n in read.by_task.items() if task not in config.tasks}
+    if orphans:
+        counts = ", ".join(f"{n} {task}" for task, n in orphans.items())
+        first = next(iter(orphans))
+        raise ConfigError(
+            f"nobody answers {counts} rows: add members under tasks.{first} in the config, "
+            f"or run one task with --task {next(iter(config.tasks))}"
+        )
+    return config
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_bytes(b"x" * 4096)
+        probe.unlink()
+    except OSError as e:
+        raise ConfigError(str(output_error(folder, e))) from None
+    return folder
+
+

@@ -1,0 +1,148 @@
+"""The Ray Data stage: blocks of questions in, small outcome rows out; scores go straight to the store."""
+
+import asyncio
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ensemble import models
+from ensemble.answer import Asker, answer
+from ensemble.config import RunConfig
+from ensemble.errors import QuorumError
+from ensemble.plan import Evidences, Plan, sample_seed
+from ensemble.prompts import Prompter
+from ensemble.questions import from_table
+from ensemble.records import Decision, Question, Sample, Score
+from ensemble.store import StoreWriter
+from ensemble.votes import Evidence, Voter
+from pipelines.cluster import EngineClient, enter
+
+REPEAT_EVERY = 100  # of the input's rows, one is asked twice to measure drift
+
+
+class Job(NamedTuple):
+    """All that a stage actor needs to know; plain data and actor handles."""
+
+    plan: Plan
+    store: str
+    engines: dict[str, list[Any]]
+    board: Any
+    cwd: str
+
+
+class Solver:
+    """Answers questions by the plan: store first, then engines; everything new goes to the store."""
+
+    def __init__(self, job: Job) -> None:
+        enter(job.cwd)
+        self._plan, self._job = job.plan, job
+        root = Path(job.store)
+        self._evidences = Evidences(job.plan, root)
+        self._writer = StoreWriter(root, job.plan.config.store.flush_seconds)
+        self._clients: dict[str, EngineClient] = {}
+        self._askers: dict[str, list[Asker]] = {}
+        self._voters: dict[str, Voter] = {}
+        self._busy = 0
+
+    async def solve(self, questions: list[Question]) -> list[dict[str, Any]]:
+        """One outcome a question, in order: row_index, task, error (null or type and message), drift, usage."""
+        self._busy += 1
+        try:
+            known = list(self._evidences(questions))
+            outcomes = await asyncio.gather(*(self._one(question, evidence) for question, evidence in known))
+        finally:
+            self._busy -= 1
+            # Ray Data ends an actor without a word. Whenever nothing is in flight, everything is on disk.
+            if self._busy == 0:
+                self._writer.flush()
+        usage = {name: client.usage.take() for name, client in self._clients.items()}
+        outcomes[0]["usage"] = json.dumps(usage)
+        return outcomes
+
+    async def _one(self, question: Question, evidence: list[Evidence]) -> dict[str, Any]:
+        started = time.monotonic()
+        outcome: dict[str, Any] = {
+            "row_index": question.row_index,
+            "task": question.task,
+            "computed": False,
+            "error_type": "",
+            "error_message": "",
+            "drift": math.nan,
+            "letter_mass": math.nan,
+            "usage": "",
+        }
+        try:
+            askers = self._askers_of(question.task)
+            voter = self._voters.setdefault(question.task, self._plan.voter(question.task))
+            outcome["computed"] = not isinstance(voter.next(question, evidence), Decision)
+            decision = await answer(question, voter, askers, evidence, self._record)
+            if decision.letter_mass is not None:
+                outcome["letter_mass"] = decision.letter_mass
+            if outcome["computed"] and question.row_index % REPEAT_EVERY == 0 and decision.scores is not None:
+                outcome["drift"] = await self._drift(question, voter, askers, decision)
+        except QuorumError as e:
+            outcome |= {"error_type": type(e).__name__, "error_message": str(e)}
+        self._writer.flush_if_due()
+        if outcome["computed"] or outcome["error_type"]:
+            self._job.board.add.remote(question.task, time.monotonic() - started, bool(outcome["error_type"]))
+        return outcome
+
+    async def _drift(self, question: Question, voter: Voter, askers: list[Asker], first: Decision) -> float:
+        """Largest difference of a normalised log-probability when the same question is asked again."""
+        again = await answer(question, voter, askers, [None] * len(askers), lambda *_: None)
+        assert first.scores is not None and again.scores is not None
+        return float(np.abs(np.subtract(first.scores, again.scores)).max())
+
+    def _record(self, member: int, question: Question, value: Score | Sample) -> None:
+        self._writer.add(self._plan.tasks[question.task][member].key, question.hash, value)
+
+    def _askers_of(self, task: Any) -> list[Asker]:
+        """Made at a task's first question: a run without summaries loads no tokenizer for them."""
+        if task not in self._askers:
+            config = self._plan.config
+            askers = []
+            for planned in self._plan.tasks[task]:
+                member = planned.member
+                client = self._clients.setdefault(
+                    planned.name,
+                    EngineClient(self._job.engines[member.model], config.ray.retries, config.ray.request_seconds),
+                )
+                model, template = config.models[member.model], config.templates[member.template]
+                prompter = Prompter(member, model, template, tokenizer(member.model, config))
+                askers.append(Asker(member, prompter, client, sample_seed(member, config.seed)))
+            self._askers[task] = askers
+        return self._askers[task]
+
+
+_tokenizers: dict[str, Any] = {}
+
+
+def tokenizer(name: str, config: RunConfig) -> Any:
+    """The model's own tokenizer, loaded once per process."""
+    if name not in _tokenizers:
+        from transformers import AutoTokenizer  # type: ignore[import-untyped]
+
+        model = config.models[name]
+        folder = models.prepare(name, model, lambda _: None, tokenizer_only=True)
+        _tokenizers[name] = AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+    return _tokenizers[name]
+
+
+class Stage:
+    """Ray Data's callable: Arrow batch in, outcome columns out. Several batches are in flight in one actor."""
+
+    def __init__(self, job: Job) -> None:
+        self._solver = Solver(job)
+
+    async def __call__(self, table: Any) -> dict[str, Any]:
+        outcomes = await self._solver.solve(from_table(table))
+        return {column: np.array([o[column] for o in outcomes]) for column in outcomes[0]}
+
+
+def preflight(job: Job, questions: list[Question]) -> list[dict[str, Any]]:
+    """Outcomes of one real question per task, before anything else runs."""
+    return asyncio.run(Solver(job).solve(questions))

@@ -1,0 +1,93 @@
+"""The tables that a run prints: its plan before, its results after."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ensemble.outputs import Written
+from ensemble.plan import Plan
+from ensemble.read import InputSummary
+from ensemble.records import Order, RowError
+from ensemble.votes import ORDERS
+
+CHARACTERS_PER_TOKEN = 4  # of English text; only the plan's estimate uses it
+
+
+def print_plan(plan: Plan, read: InputSummary, missing: Counter[str], store: Path, folder: Path) -> None:
+    """Rows, prompts and tokens per task and member, models, and what the store has. Nothing is started."""
+    console = Console(width=None if Console().is_terminal else 120)
+    table = Table(title="plan")
+    for column in ("task", "questions", "stored", "to compute", "member", "asks", "prompts", "about tokens"):
+        table.add_column(column, justify="right" if column in NUMBERS else "left")
+    for task, members in plan.tasks.items():
+        rows, lacking = read.by_task[task], missing[task]
+        for i, planned in enumerate(members):
+            member = planned.member
+            prompts, tokens = _cost(plan, read, task, i, lacking)
+            asks = member.scoring.method if member.scoring else f"{member.sampling.max_tokens} tokens"
+            head = [task, f"{rows:,}", f"{rows - lacking:,}", f"{lacking:,}"] if i == 0 else [""] * 4
+            table.add_row(*head, planned.name, asks, f"{prompts:,}", f"{tokens:,}")
+    console.print(table)
+    needed = plan.models([task for task, n in missing.items() if n])
+    for name in plan.models(list(plan.tasks)):
+        model = plan.config.models[name]
+        origin = model.source.hub or model.source.path or f"{model.source.package} (PyPI)"
+        state = "to load" if name in needed else "not needed: all is stored"
+        console.print(f"model {name}: {origin}, {model.dtype}, {plan.devices[name]}, context {model.context_length}; {state}")
+    console.print(f"store {store}\noutput {folder}", soft_wrap=True)
+    if read.bad:
+        console.print(f"{read.bad} bad rows will be left out (errors.jsonl)")
+
+
+NUMBERS = ("questions", "stored", "to compute", "prompts", "about tokens")
+
+
+def _cost(plan: Plan, read: InputSummary, task: Any, index: int, questions: int) -> tuple[int, int]:
+    """Prompts and a rough count of their tokens (characters / 4), for the questions that are to be computed."""
+    member = plan.tasks[task][index].member
+    per_question = 1
+    scoring = member.scoring
+    if scoring is not None and scoring.method == "letter":
+        order: Order = ORDERS[scoring.orders](4)[0]
+        per_question = len(ORDERS[scoring.orders](len(order)))
+    elif scoring is not None and scoring.method == "cloze":
+        per_question = 4
+    characters = read.characters[task] / max(read.by_task[task], 1)
+    length = min(characters / CHARACTERS_PER_TOKEN, plan.config.models[member.model].context_length)
+    return questions * per_question, round(questions * per_question * length)
+
+
+def print_results(
+    read: InputSummary, written: Written, facts: Mapping[str, Any], folder: Path, errors: Sequence[RowError]
+) -> None:
+    """Questions, seconds, tokens and scores per task, then where everything is."""
+    console = Console(width=None if Console().is_terminal else 120)
+    table = Table(title=None)
+    for column in ("task", "questions", "answered", "score (95% interval)", "graded"):
+        table.add_column(column, justify="left" if column.startswith(("task", "score")) else "right")
+    for task, n in read.by_task.items():
+        grades = written.grades.get(task, {})
+        scores = "\n".join(f"{m} {g['mean']:.3f} ({g['ci_low']:.3f} to {g['ci_high']:.3f})" for m, g in grades.items())
+        graded = str(max((int(g["n"]) for g in grades.values()), default=0))
+        table.add_row(task, str(n), str(written.answered[task]), scores or "no gold", graded)
+    console.print(table)
+    usage = Table(title=None)
+    for column in ("member", "requests", "prompt tokens", "from prefix cache", "generated"):
+        usage.add_column(column, justify="left" if column == "member" else "right")
+    for name, counts in facts["usage"].items():
+        cells = (counts[k] for k in ("requests", "prompt_tokens", "cached_tokens", "output_tokens"))
+        usage.add_row(name, *(f"{n:,}" for n in cells))
+    if facts["usage"]:
+        console.print(usage)
+    questions = facts["questions"]
+    total = sum(v for v in facts["seconds"].values() if isinstance(v, float))
+    console.print(
+        f"{questions['answered']} answered ({questions['from_store']} from the store, {questions['computed']} computed) "
+        f"in {total:.1f} s; {questions['failed']} failed, {len(errors)} bad rows, {questions['near_ties']} near ties, "
+        f"{questions['cut']} inputs cut\nresults in {folder}/ (open report.html)",
+        soft_wrap=True, highlight=False,
+    )  # fmt: skip
