@@ -53,7 +53,9 @@ class EngineConfig(Record):
         description="What the numbers depend on besides the model (chip, instruction set), part of the store's key. "
         "Left out: read from this machine; name it (L4) where the engines run elsewhere.",
     )
-    replicas: int | Literal["auto"] = Field("auto", description="Engines of this model; auto: one for each GPU, or one.")
+    replicas: int | Literal["auto"] = Field(
+        "auto", description="Engines of this model; auto: one for each GPU, or one."
+    )
     tensor_parallel_size: Annotated[int, Field(ge=1)] = Field(1, description="GPUs of one engine.")
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="Share of the GPU's memory.")
     max_num_seqs: Annotated[int, Field(ge=1)] | None = Field(None, description="Sequences in one batch.")
@@ -250,7 +252,14 @@ def _validate(data: dict[str, Any], origin: str) -> RunConfig:
         # Through JSON, so that strict records still take YAML's lists for tuples.
         return RunConfig.model_validate_json(json.dumps(data, default=str))
     except ValidationError as e:
-        raise ConfigError("; ".join(f"{origin}: {_explain(x)}" for x in e.errors())) from None
+        errors = e.errors()
+        # A bad member also empties its list: only the innermost of nested errors tells the cause.
+        causes = [x for x in errors if not any(_inside(y["loc"], x["loc"]) for y in errors)]
+        raise ConfigError("; ".join(f"{origin}: {_explain(x)}" for x in causes)) from None
+
+
+def _inside(inner: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
 
 
 _SECTIONS: dict[str, type[Record]] = {
@@ -273,15 +282,12 @@ def _explain(error: Any) -> str:
 
 
 def _keys_at(loc: Sequence[str]) -> list[str]:
-    if not loc:
-        record: type[Record] = RunConfig
-    elif loc[-1] in _SECTIONS:
-        record = _SECTIONS[loc[-1]]
-    elif "members" in loc:
-        record = Member
-    else:
-        record = {"models": ModelConfig, "templates": Template, "tasks": TaskPlan}.get(loc[0], RunConfig)
-    return list(record.model_fields)
+    if loc and loc[-1] in _SECTIONS:
+        return list(_SECTIONS[loc[-1]].model_fields)
+    if "members" in loc:
+        return list(Member.model_fields)
+    top: dict[str, type[Record]] = {"models": ModelConfig, "templates": Template, "tasks": TaskPlan}
+    return list(top.get(loc[0] if loc else "", RunConfig).model_fields)
 
 
 def _named(section: str, name: str, origin: Path, optional: bool) -> dict[str, Any]:
@@ -339,5 +345,7 @@ def _merge(base: dict[str, Any], over: Any) -> dict[str, Any]:
     """`over` laid onto `base`, section by section."""
     merged = dict(base)
     for key, value in _mapping(over).items():
-        merged[key] = _merge(merged[key], value) if isinstance(merged.get(key), dict) and isinstance(value, dict) else value
+        merged[key] = (
+            _merge(merged[key], value) if isinstance(merged.get(key), dict) and isinstance(value, dict) else value
+        )
     return merged

@@ -58,7 +58,9 @@ class VLLMEngine:
             from vllm import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
         except ImportError as e:
-            raise ModelError(f"vLLM is not installed here ({e}): run make setup, or install requirements/gpu.txt") from e
+            raise ModelError(
+                f"vLLM is not installed here ({e}): run make setup, or install requirements/gpu.txt"
+            ) from e
         try:
             self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_args(config, folder, device)))
         except Exception as e:
@@ -87,7 +89,9 @@ class VLLMEngine:
 
         ids = [c[0] for c in request.continuations]
         # Exactly these ids: a top-k list would lose the improbable letters.
-        params = SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=list(dict.fromkeys(ids)), detokenize=False)
+        params = SamplingParams(
+            max_tokens=1, temperature=0.0, logprob_token_ids=list(dict.fromkeys(ids)), detokenize=False
+        )
         output = await self._run(request.prompt, params)
         found = output.outputs[0].logprobs[0]
         return _reply([_finite(found[i].logprob) for i in ids], output)
@@ -107,9 +111,7 @@ class VLLMEngine:
                 break
         else:
             raise EngineError("vLLM read the prefix cache although it was told not to")
-        values = [
-            _finite(output.prompt_logprobs[start + k][token].logprob) for k, token in enumerate(continuation)
-        ]
+        values = [_finite(output.prompt_logprobs[start + k][token].logprob) for k, token in enumerate(continuation)]
         return _reply([math.fsum(values)], output)
 
     async def generate(self, prompt: TokenIds, sampling: Sampling, seed: int) -> GenerateReply:

@@ -21,9 +21,7 @@ class FakeEngine:
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply]:
         await self._work(*(r.prompt for r in requests))
-        return [
-            ScoreReply([pseudo_logprob(r.prompt, c) for c in r.continuations], len(r.prompt), 0) for r in requests
-        ]
+        return [ScoreReply([pseudo_logprob(r.prompt, c) for c in r.continuations], len(r.prompt), 0) for r in requests]
 
     async def generate(self, prompt: TokenIds, sampling: Sampling, seed: int) -> GenerateReply:
         await self._work(prompt)

@@ -95,7 +95,10 @@ def prediction_row(question: Question, decision: Decision | None, failures: Fail
     metrics = plan.config.tasks[question.task].metrics or DEFAULT_METRICS[question.task]
     if decision is None:
         kind, message = failures.get(question.row_index, ("StoreError", "its scores are not in the store: run again"))
-        return row | {"error": {"type": kind, "message": message}, "grade": grade(question.task, None, question.gold, metrics)}
+        return row | {
+            "error": {"type": kind, "message": message},
+            "grade": grade(question.task, None, question.gold, metrics),
+        }
     return row | {
         "prediction": decision.prediction,
         "answer_text": decision.answer_text,
@@ -170,7 +173,7 @@ class replacing:
 
     def __enter__(self) -> TextIO:
         try:
-            self._file = open(self._temporary, "w", encoding="utf-8")  # noqa: SIM115
+            self._file = open(self._temporary, "w", encoding="utf-8")
         except OSError as e:
             raise output_error(self._path.parent, e) from None
         return self._file
@@ -205,4 +208,3 @@ def write_errors(path: Path, errors: Iterable[RowError]) -> None:
     with replacing(path) as f:
         for error in errors:
             f.write(json.dumps(error._asdict(), ensure_ascii=False) + "\n")
-

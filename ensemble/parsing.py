@@ -80,7 +80,7 @@ def _stated(text: str) -> Iterator[str]:
     No piece reaches past the next marker, so that together they are no longer than the text.
     """
     marks = list(_MARKER.finditer(text))
-    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    ends = [*(mark.start() for mark in marks), len(text)][1:]
     for mark, end in zip(reversed(marks), reversed(ends), strict=True):
         piece = text[mark.end() : end].lstrip(" \t\r\n*_:")
         yield piece.partition("}" if mark.group().endswith("{") else "\n")[0].rstrip()
@@ -114,10 +114,10 @@ _OPENING = r"(?:[\s\"'\u201c\u2018(\[{「『*_`$]|\\text\{)*+"
 _NAMING = r"(?P<naming>(?:\b(?:option|choice)\b|選択肢)[\s(\[*:]*+)?"  # behind it a bare label is no article
 # What may follow a label: a closing sign, a stop that does not go on as in "2.5" or "A.M.", a dash, or 2番, Bです.
 _DELIMITER = (
-    rf"(?:[^\S\n]*+(?:$|[)\]}}」』、。*_`$\n]|[.;,!'\"\u201d\u2019](?!{_WORD})|:(?![0-9]))|\s++[-\u2013\u2014](?=\s)"
+    rf"(?:[^\S\n]*+(?:$|(?=\n)|[)\]}}」』、。*_`$]|[.;,!'\"\u201d\u2019](?!{_WORD})|:(?![0-9]))|\s++[-\u2013\u2014](?=\s)"
     r"|\s?番目?(?:です)?(?!\w)|\s?(?:です|である|だ(?:。|$)|が(?:正|適|答)))"
 )
-_BETWEEN = re.compile(r"(?:[^\S\n]|[,&/)\]*、]|and\b|or\b|と|か|または)*+")
+_BETWEEN = re.compile(r"^(?:[\s,&/)\]*、]|and\b|or\b|と|か|または)++")
 
 
 def chosen_option(text: str, labels: Sequence[str], options: Sequence[str]) -> int | None:
@@ -126,9 +126,9 @@ def chosen_option(text: str, labels: Sequence[str], options: Sequence[str]) -> i
     labels, options: the same length; labels[i] ("B", "2", "10") is what options[i] was shown with.
 
     By falling strength, each looked for behind the markers first (the last one first) and then in the whole text:
-    1. a label at the start: "B", "(b)", "B) Paris", "**B.**", "Option B", "Bです", "2番". A bare label needs a delimiter, the
-       end, or its option's text behind it, so "A dog is ..." does not name option A. A text that is another option
-       ("2.5", "A. Lincoln") names that one. Two labels ("A, B") name none.
+    1. a label at the start: "B", "(b)", "B) Paris", "**B.**", "Option B", "Bです", "2番". A bare label needs a
+       delimiter, the end, or its option's text behind it, so "A dog is ..." does not name option A. A text that is
+       another option ("2.5", "A. Lincoln") names that one. Two labels ("A, B") name none.
     2. the text of an option and nothing else, up to case, punctuation and spaces;
     3. the only option whose text occurs in the answer as whole words (in Japanese: anywhere); an occurrence inside
        that of a longer option ("York" in "New York") does not count.
@@ -150,15 +150,16 @@ def chosen_option(text: str, labels: Sequence[str], options: Sequence[str]) -> i
 
 
 def _label_finder(labels: Sequence[str], options: Sequence[str]) -> Callable[[str], set[int]]:
-    index = {unicodedata.normalize("NFKC", label).casefold(): i for i, label in enumerate(labels)}
-    longest_first = "|".join(re.escape(label) for label in sorted(index, key=len, reverse=True))
-    pattern = re.compile(rf"{_OPENING}{_NAMING}(?P<label>{longest_first})(?!{_WORD})(?P<end>{_DELIMITER})?", re.IGNORECASE)
+    index = {unicodedata.normalize("NFKC", label).casefold(): i for i, label in enumerate(labels) if label}
+    longest_first = "|".join(re.escape(label) for label in sorted(index, key=len, reverse=True)) or r"(?!)"
+    pattern = re.compile(rf"{_OPENING}{_NAMING}(?P<label>{longest_first})(?!{_WORD})(?P<end>{_DELIMITER})?")
 
     def find(piece: str) -> set[int]:
-        match = pattern.match(piece)
+        folded = piece.casefold()  # re.IGNORECASE would take a Turkish dotless i for an I
+        match = pattern.match(folded)
         if match is None:
             return set()
-        label, rest = index[match["label"].casefold()], piece[match.end() :]
+        label, rest = index[match["label"]], folded[match.end() :]
         marked = bool(match["naming"]) or match["end"] is not None
         if marked and not _plain(rest):
             return {label}
@@ -168,14 +169,11 @@ def _label_finder(labels: Sequence[str], options: Sequence[str]) -> Callable[[st
             return {label}
         if not marked:
             return set()
-        second = pattern.match(rest, _end(_BETWEEN.match(rest)))
-        return {label, index[second["label"].casefold()]} if second and second["end"] is not None else {label}
+        line = rest.partition("\n")[0]
+        second = pattern.match(_BETWEEN.sub("", line, count=1))
+        return {label, index[second["label"]]} if second and second["end"] is not None else {label}
 
     return find
-
-
-def _end(match: re.Match[str] | None) -> int:
-    return match.end() if match else 0
 
 
 def _equal(piece: str, options: Sequence[str]) -> set[int]:

@@ -54,7 +54,9 @@ class Renderer:
         except jinja2.TemplateError as e:
             raise ConfigError(f"template {name}: {e}") from None
 
-    def turns(self, question: Question, order: Order, text: str, context: str | None, shots: int) -> list[tuple[str, str]]:
+    def turns(
+        self, question: Question, order: Order, text: str, context: str | None, shots: int
+    ) -> list[tuple[str, str]]:
         """(role, text) pairs: instruction, shots, and the question with its options in `order`."""
         values = self._values(question, order, text, context)
         turns = [("system", self._render("instruction", values))] if self.template.instruction else []
@@ -246,10 +248,7 @@ def read_shots(shots: Shots, names: Sequence[str] | None) -> list[tuple[Question
             raise ConfigError(f"{shots.file}, row {i + 1}: {e}") from None
         if question.gold is None:
             raise ConfigError(f"{shots.file}, row {i + 1}: a shot needs a gold answer")
-        if isinstance(question.gold, int):
-            gold = (names or question.choices)[question.gold]
-        else:
-            gold = question.gold[0]
+        gold = (names or question.choices)[question.gold] if isinstance(question.gold, int) else question.gold[0]
         pairs.append((question, str(row.get("solution", gold))))
     return pairs
 
@@ -270,7 +269,6 @@ def _shot_rows(shots: Shots) -> list[dict[str, Any]]:
     if not all(isinstance(row, dict) for row in rows):
         raise ConfigError(f"{path}: every line is a question row in braces")
     return rows
-
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -184,14 +184,18 @@ def _gold_index(value: object, choices: tuple[str, ...]) -> int:
     if isinstance(value, str) and len(value) == 1 and value.isascii() and value.isalpha():
         index = LETTERS.index(value.upper())
         if index > last:
-            raise InputError(f"answer {value!r} is out of range: the {last + 1} choices have letters A to {LETTERS[last]}")
+            raise InputError(
+                f"answer {value!r} is out of range: the {last + 1} choices have letters A to {LETTERS[last]}"
+            )
         return index
     if isinstance(value, int) and not isinstance(value, bool):
         if not 0 <= value <= last:
             raise InputError(f"answer {value} is out of range: the {last + 1} choices have indices 0 to {last}")
         return value
     hint = f", here {choices.index(value)}" if isinstance(value, str) and value in choices else ""
-    raise InputError(_wrong("answer", value, f"the option's index (0 to {last}){hint} or letter (A to {LETTERS[last]})"))
+    raise InputError(
+        _wrong("answer", value, f"the option's index (0 to {last}){hint} or letter (A to {LETTERS[last]})")
+    )
 
 
 def _gold_choice(value: object, choice_ids: tuple[ChoiceId, ...]) -> int:

@@ -4,25 +4,14 @@ Files are JSONL or one JSON array, told apart by their content. A bad row is rep
 the rows after it. Memory does not grow with the files but for 50 to 100 bytes a row, to find what is there twice.
 """
 
-import codecs
 import difflib
 import glob
-import hashlib
-import json
-import math
 import os
-import re
-from array import array
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
-from io import BufferedReader
-from itertools import count
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from ensemble.errors import InputError, StoreError
-from ensemble.questions import from_table, parse_question, readable_id, to_table
-from ensemble.records import Question, RowError
+from ensemble.errors import InputError
 
 MAX_ROW = 64 << 20  # bytes of a JSONL line, characters of an array's element
 CHUNK = 4096  # characters of an array that are decoded at first: most elements fit
@@ -98,7 +87,9 @@ def find_inputs(spec: str) -> list[Path]:
         if path.is_dir():
             found = [Path(folder, name) for folder, names in _walk(path) for name in names]
             if not found:
-                raise InputError(f"the folder {spec!r} holds no *.jsonl or *.json file; name the file or another folder")
+                raise InputError(
+                    f"the folder {spec!r} holds no *.jsonl or *.json file; name the file or another folder"
+                )
             return sorted(found)
         matched = sorted({Path(name) for name in glob.glob(spec, recursive=True)})
         if files := [match for match in matched if match.is_file()]:
@@ -136,3 +127,136 @@ def iter_rows(path: Path, chunk: int = CHUNK) -> Iterator[tuple[int, object | In
         return
     if empty:
         yield 1, InputError("the file has no rows; write one JSON object per line, or remove the file")
+
+
+def _rows(file: BufferedReader, chunk: int) -> Iterator[tuple[int, object]]:
+    if file.peek(3).startswith(codecs.BOM_UTF8):
+        file.read(3)
+    head = file.peek()
+    if fault := _fault(head):
+        yield 1, InputError(fault)
+        return
+    line = 1
+    while head and not head.strip():
+        line += file.read(len(head)).count(b"\n")
+        head = file.peek()
+    yield from _array_rows(_Text(file, line, chunk)) if head.lstrip().startswith(b"[") else _line_rows(file, line)
+
+
+def _fault(head: bytes) -> str | None:
+    """Why a file that starts with `head` holds no rows at all."""
+    for magic, name in MAGIC.items():
+        if head.startswith(magic):
+            return f"the file looks like {name}"
+    if b"\0" in head[: 1 << 16]:
+        return "the file looks like binary data (it has NUL bytes); questions are JSON Lines or a JSON array, in UTF-8"
+    first, second = [*(line.strip() for line in head.split(b"\n") if line.strip()), b"", b""][:2]
+    if first.startswith(b"{") and first.endswith((b"{", b"[", b",")) and second:
+        # A complete first line is a row, and so is the second where only the first is broken.
+        if all(isinstance(_parse_line(line), InputError) for line in (first.rstrip(b","), first, second)):
+            key = re.search(rb'"([^"\\]+)"\s*:\s*\[', head)
+            where = f"its list {key[1].decode(errors='replace')!r}" if key else "the rows"
+            return f"the file is one JSON object over several lines; put {where} in a file as an array [...] or JSON Lines"
+    return None
+
+
+def _line_rows(file: BufferedReader, line: int) -> Iterator[tuple[int, object]]:
+    for number in count(line):
+        raw = file.readline(MAX_ROW + 1)
+        if len(raw) > MAX_ROW and not raw.endswith(b"\n"):
+            while (raw := file.readline(1 << 16)) and not raw.endswith(b"\n"):
+                pass
+            yield number, InputError(f"the line is longer than {MAX_ROW} bytes; write one row per line, or shorten it")
+        elif raw.strip():
+            yield number, _parse_line(raw)
+        elif not raw:
+            return
+
+
+def _parse_line(raw: bytes) -> object | InputError:
+    try:
+        return _DECODER.decode(raw.decode())
+    except UnicodeDecodeError as error:
+        column = len(raw[: error.start].decode()) + 1
+        return InputError(f"not valid UTF-8 at column {column} (byte {raw[error.start]:#x}); save the file as UTF-8")
+    except (ValueError, RecursionError) as error:
+        return _explain(error)
+
+
+def _explain(error: ValueError | RecursionError, line: int | None = None) -> InputError:
+    """What the decoder's error means for a row: of JSONL, or of an array where it starts on `line`."""
+    if isinstance(error, json.JSONDecodeError):
+        place = f"at column {error.colno}" if line is None else f"on line {line + error.lineno - 1}"
+        near = error.doc[max(0, error.pos - 12) : error.pos + 12]
+        cure = next((cure for start, cure in CURES.items() if error.msg.startswith(start)), "check commas and brackets")
+        return InputError(f"not valid JSON: {error.msg.removesuffix(' at')} {place}, near {near!r}; {cure}")
+    if isinstance(error, RecursionError):
+        return InputError("the row is nested too deep; questions need three levels")
+    return error if isinstance(error, InputError) else InputError("a number is too long; write it as a string")
+
+
+def _refuse(name: str) -> NoReturn:
+    raise InputError(f"{name} is not JSON; write null, or a number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
+_SPACE = re.compile(r"[ \t\r\n]*")
+_OBJECT = re.compile(r"[,\n][ \t\r]*(\{)")  # where an element may start
+_ROW = re.compile(r'\{\s*"(?:id|task|task_type)"\s*:')  # where one surely does: options start otherwise
+
+
+class _Text:
+    """The part of an array that is in memory: `text[pos:]` is not read yet and starts on `line`.
+
+    Invalid bytes become lone surrogates, so that only their own row suffers.
+    """
+
+    def __init__(self, file: BufferedReader, line: int, chunk: int) -> None:
+        self.file, self.line, self.chunk = file, line, chunk
+        self.text, self.pos, self.limit = "", 0, MAX_ROW
+        self.utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+
+    def more(self, size: int) -> bool:
+        """Read `size` bytes or more; False at the end of the file."""
+        data = self.file.read(max(size, 16 * self.chunk))
+        self.text, self.pos = self.text[self.pos :] + self.utf8.decode(data, final=not data), 0
+        return bool(data)
+
+    def advance(self, pos: int) -> None:
+        self.line += self.text.count("\n", self.pos, pos)
+        self.pos = pos
+
+    def peek(self) -> str:
+        """The next character that is not white space, "" at the end of the file."""
+        while True:
+            space = _SPACE.match(self.text, self.pos)
+            self.advance(space.end() if space else self.pos)
+            if self.pos < len(self.text):
+                return self.text[self.pos]
+            if not self.more(0):
+                return ""
+
+    def decode(self) -> tuple[object | InputError, int]:
+        """The value at `pos` and where it ends; InputError where none can be read."""
+        size = self.chunk
+        while True:
+            while len(self.text) - self.pos < size and self.more(size):
+                pass
+            # A copy, because an error costs time in proportion to its position in the whole text.
+            window = self.text[self.pos : self.pos + size]
+            whole = len(window) < size  # the file ends here
+            try:
+                value, end = _DECODER.raw_decode(window)
+            except json.JSONDecodeError as error:
+                unfinished = error.pos > len(window) - 16 or error.msg.startswith("Unterminated string")
+                if whole or not unfinished:
+                    raise _explain(error, self.line) from None
+            except (ValueError, RecursionError) as error:
+                raise _explain(error) from None
+            else:
+                if whole or end < len(window):  # else it may be the first half of a number
+                    return _checked(value, window[:end]), self.pos + end
+            if size >= self.limit:
+                self.limit = max(self.limit // 4, 1 << 20)  # rows without an end must not cost so much each time
+                raise InputError(f"the row does not end within {size} characters; close its brackets and quotes")
+            size = min(4 * size, self.limit)

@@ -44,7 +44,7 @@ def open_store(path: str | Path) -> Path:
     except OSError as e:
         raise StoreError(f"store {root}: {e.strerror or e}; give a writable folder with --set store.path=DIR") from None
     except (ValueError, KeyError):
-        raise StoreError(f"store {root}: schema.json is damaged; restore it as {{\"schema\": {SCHEMA}}}") from None
+        raise StoreError(f'store {root}: schema.json is damaged; restore it as {{"schema": {SCHEMA}}}') from None
     if found != SCHEMA:
         raise StoreError(f"store {root} has schema {found}, this version reads {SCHEMA}: give another store.path")
     return root
@@ -135,7 +135,7 @@ class StoreReader:
         return self._groups[group][row % GROUP_ROWS]
 
     def _decode(self, segment: int, group: int) -> list[dict[str, Any]]:
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+        import pyarrow.parquet as pq
 
         try:
             rows: list[dict[str, Any]] = pq.ParquetFile(self.segments[segment]).read_row_group(group).to_pylist()
@@ -158,7 +158,7 @@ def describe_member(root: Path, key: str, description: dict[str, Any]) -> None:
 
 def schema(kind: Kind) -> Any:
     """The Arrow schema of a segment."""
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
 
     common = [("prompt_tokens", pa.int32()), ("cut_tokens", pa.int32()), ("prompt_hash", pa.string())]
     if kind == "scores":

@@ -68,13 +68,16 @@ class Voter:
         tables = [normalised(m, question, s) for m, s in zip(self._members, scores, strict=True)]
         weights = np.array([m.weight for m in self._members])
         weights = weights / weights.sum()
-        mean: Floats = log_softmax(sum(w * t.mean(axis=0) for w, t in zip(weights, tables, strict=True)))  # type: ignore[arg-type]
+        mean: Floats = log_softmax(sum(w * t.mean(axis=0) for w, t in zip(weights, tables, strict=True)))
         votes = np.zeros(len(mean), dtype=int)
         for table in tables:
             np.add.at(votes, table.argmax(axis=1), 1)
         best = int(mean.argmax())
         bound = np.sqrt(
-            sum((w * near_tie_bound(m, question, s)) ** 2 for w, m, s in zip(weights, self._members, scores, strict=True))
+            sum(
+                (w * near_tie_bound(m, question, s)) ** 2
+                for w, m, s in zip(weights, self._members, scores, strict=True)
+            )
         )
         rivals = np.delete(np.arange(len(mean)), best)
         margin = mean[best] - mean[rivals]

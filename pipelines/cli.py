@@ -12,7 +12,9 @@ OK, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
 
 def parser(description: str, epilog: str) -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--config", required=True, metavar="FILE", help="run config (YAML); configs/demo.yaml is a start")
     p.add_argument("--input", metavar="FILE", help="question file, glob or folder (JSONL or a JSON array)")
     p.add_argument("--output", metavar="DIR", help="run folder for predictions, grades, submission, report")

@@ -39,7 +39,9 @@ def connect(config: RayConfig, async_batches: int) -> None:
         )
     except (ConnectionError, ValueError, RuntimeError) as e:
         reason = " ".join(str(e).split())[:300]
-        raise ConfigError(f"no Ray cluster at {address!r} ({reason}): start one, or unset ray.address and RAY_ADDRESS") from e
+        raise ConfigError(
+            f"no Ray cluster at {address!r} ({reason}): start one, or unset ray.address and RAY_ADDRESS"
+        ) from e
 
 
 class EngineSpec(NamedTuple):
@@ -121,9 +123,9 @@ def start_engines(specs: Sequence[EngineSpec], restarts: int) -> dict[str, list[
     actor = ray.remote(EngineActor)
     started = {}
     for spec in specs:
-        replicas = spec.config.engine.replicas
-        if replicas == "auto":
-            replicas = max(1, gpus // sum(needed.values())) if spec.device == "cuda" else 1
+        wanted = spec.config.engine.replicas
+        auto = max(1, gpus // sum(needed.values())) if spec.device == "cuda" else 1
+        replicas = auto if wanted == "auto" else wanted
         options = {"num_gpus": needed[spec.model]} if spec.device == "cuda" else {"num_cpus": 1}
         actors = [
             actor.options(max_concurrency=10_000, max_restarts=restarts, max_task_retries=0, **options).remote(spec)
@@ -181,7 +183,9 @@ class EngineClient:
                 return await asyncio.wait_for(getattr(self._actors[i], verb).remote(*arguments), self._seconds)
             except RayActorError as e:
                 if attempt == self._retries:
-                    raise EngineError(f"the engine died {attempt + 1} times on this question ({_first_line(e)})") from None
+                    raise EngineError(
+                        f"the engine died {attempt + 1} times on this question ({_first_line(e)})"
+                    ) from None
                 await asyncio.sleep(2.0**attempt)
             except RayTaskError as e:
                 raise unwrapped(e) from None

@@ -1,5 +1,6 @@
 """The inference phase: engines start, one question per task is tried, then Ray Data streams all that is missing."""
 
+import contextlib
 import json
 import os
 import threading
@@ -47,7 +48,6 @@ class Inference:
                 self.usage.setdefault(member, Counter()).update(counts)
 
 
-@ray.remote(num_cpus=0)
 class Board:
     """Counts finished questions for the live view, between two of the driver's looks."""
 
@@ -81,7 +81,7 @@ def infer(plan: Plan, store: str, blocks: Sequence[str], missing: Counter[str], 
         lap("connect")
         specs = [EngineSpec(m, config.models[m], plan.devices[m], os.getcwd()) for m in plan.models(list(missing))]
         engines = start_engines(specs, config.ray.retries)
-        job = Job(plan, store, engines, Board.remote(), os.getcwd())
+        job = Job(plan, store, engines, ray.remote(num_cpus=0)(Board).remote(), os.getcwd())
         _await_engines(engines, config.ray.engine_start_seconds, progress)
         lap("engines")
         result.take(_preflight(job, blocks, missing, progress))
@@ -134,14 +134,16 @@ def _preflight(job: Job, blocks: Sequence[str], missing: Counter[str], progress:
             break
     progress.note("preflight: one question per task")
     run = ray.remote(num_cpus=0.25)(preflight)
-    outcomes: list[dict[str, Any]] = wait_for(run.remote(job, list(firsts.values())), job.plan.config.ray.engine_start_seconds)
+    outcomes: list[dict[str, Any]] = wait_for(
+        run.remote(job, list(firsts.values())), job.plan.config.ray.engine_start_seconds
+    )
     for outcome in outcomes:
         if outcome["error_type"] in FATAL:
             raise _by_name(outcome["error_type"])(f"preflight, task {outcome['task']}: {outcome['error_message']}")
         if outcome["letter_mass"] < 0.1:
             progress.warn(
-                f"task {outcome['task']}: the option letters hold only {outcome['letter_mass']:.1%} of the probability: "
-                "the template probably does not lead the model to answer by letter"
+                f"task {outcome['task']}: the option letters hold only {outcome['letter_mass']:.1%} of the "
+                "probability: the template probably does not lead the model to answer by letter"
             )
     return outcomes
 
@@ -199,10 +201,7 @@ class _watching:
     def _watch(self) -> None:
         while True:
             ended = self._end.wait(0.5)
-            try:
+            with contextlib.suppress(RayError):
                 self._progress.update(ray.get(self._job.board.read.remote(), timeout=5))
-            except RayError:
-                pass
             if ended:
                 return
-

@@ -136,5 +136,3 @@ def _writable(folder: Path) -> Path:
     except OSError as e:
         raise ConfigError(str(output_error(folder, e))) from None
     return folder
-
-

@@ -1,6 +1,6 @@
 """Answers a question file with an ensemble and writes a run folder.
 
-    python pipelines/solve.py --config configs/demo.yaml --input questions.jsonl --output runs/mine
+python pipelines/solve.py --config configs/demo.yaml --input questions.jsonl --output runs/mine
 """
 
 import sys

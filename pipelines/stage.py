@@ -94,7 +94,8 @@ class Solver:
     async def _drift(self, question: Question, voter: Voter, askers: list[Asker], first: Decision) -> float:
         """Largest difference of a normalised log-probability when the same question is asked again."""
         again = await answer(question, voter, askers, [None] * len(askers), lambda *_: None)
-        assert first.scores is not None and again.scores is not None
+        assert first.scores is not None
+        assert again.scores is not None
         return float(np.abs(np.subtract(first.scores, again.scores)).max())
 
     def _record(self, member: int, question: Question, value: Score | Sample) -> None:
@@ -124,7 +125,7 @@ _tokenizers: dict[str, Any] = {}
 def tokenizer(name: str, config: RunConfig) -> Any:
     """The model's own tokenizer, loaded once per process."""
     if name not in _tokenizers:
-        from transformers import AutoTokenizer  # type: ignore[import-untyped]
+        from transformers import AutoTokenizer
 
         model = config.models[name]
         folder = models.prepare(name, model, lambda _: None, tokenizer_only=True)

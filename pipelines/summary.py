@@ -37,7 +37,9 @@ def print_plan(plan: Plan, read: InputSummary, missing: Counter[str], store: Pat
         model = plan.config.models[name]
         origin = model.source.hub or model.source.path or f"{model.source.package} (PyPI)"
         state = "to load" if name in needed else "not needed: all is stored"
-        console.print(f"model {name}: {origin}, {model.dtype}, {plan.devices[name]}, context {model.context_length}; {state}")
+        console.print(
+            f"model {name}: {origin}, {model.dtype}, {plan.devices[name]}, context {model.context_length}; {state}"
+        )
     console.print(f"store {store}\noutput {folder}", soft_wrap=True)
     if read.bad:
         console.print(f"{read.bad} bad rows will be left out (errors.jsonl)")

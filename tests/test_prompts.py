@@ -1,0 +1,172 @@
+"""What a model is shown: texts against the published blocks, tokens against the context, and the cuts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ensemble.config import ROOT, Letter, Member, ModelConfig, Sampling, Shots, Source, Template, read_yaml
+from ensemble.errors import ConfigError, PromptError, TooLongError
+from ensemble.prompts import Prompter, Renderer, cut_text, join_plain
+from tests.conftest import question
+
+
+def template(name: str) -> Template:
+    return Template.model_validate_json(json.dumps(read_yaml(ROOT / "configs/templates" / f"{name}.yaml")))
+
+
+def prompter(folder: Path, tpl: Template, context=400, cut="tail", max_tokens=10, chat_template=None, scoring=None):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = chat_template
+    model = ModelConfig(source=Source(path=str(folder)), context_length=context, chat=chat_template is not None)
+    member = Member(model="m", template="t", cut=cut, sampling=Sampling(max_tokens=max_tokens), scoring=scoring)
+    return Prompter(member, model, tpl, tokenizer), tokenizer
+
+
+def test_the_letters_block_is_helms():
+    q = question("What is two plus two?", ("three", "four"), context="A passage.")
+    text = join_plain(Renderer("letters", template("letters"), "label").turns(q, (1, 0), q.text, q.context, 0), "\n\n")
+    assert text == "Passage: A passage.\nQuestion: What is two plus two?\nA. four\nB. three\nAnswer:"
+
+
+def test_shots_stand_before_the_question(tmp_path):
+    shots = tmp_path / "shots.jsonl"
+    rows = [
+        {"id": 1, "task": "math", "text": "One and one?", "answer": "2", "solution": "1 + 1 = 2. The answer is 2."},
+        {"id": 2, "task": "math", "text": "Two and one?", "answer": "3"},
+    ]
+    shots.write_text("\n".join(map(json.dumps, rows)))
+    tpl = Template(instruction="Solve.", question="Q: {{ text }}\nA:", shots=Shots(file=str(shots), n=2))
+    q = question("Five and one?", (), "math")
+    text = join_plain(Renderer("x", tpl, "label").turns(q, (), q.text, None, 2), "\n\n")
+    assert text == (
+        "Solve.\n\nQ: One and one?\nA: 1 + 1 = 2. The answer is 2.\n\nQ: Two and one?\nA: 3\n\nQ: Five and one?\nA:"
+    )
+
+
+@pytest.mark.parametrize(("shown", "expected"), [("label", " B"), ("text", " blue")])
+def test_a_shot_of_multiple_choice_is_answered_as_it_is_scored(tmp_path, shown, expected):
+    shots = tmp_path / "shots.jsonl"
+    row = {"id": 1, "task": "multiple_choice", "text": "Sky?", "choices": ["red", "blue"], "answer": 1}
+    shots.write_text(json.dumps(row))
+    tpl = Template(question="{{ text }}", shots=Shots(file=str(shots), n=1))
+    turns = Renderer("x", tpl, shown).turns(question(), (0, 1, 2, 3), "Why?", None, 1)
+    assert turns[1] == ("assistant", expected)
+
+
+def test_letters_resolve_to_one_token_each_by_content(word_tokenizer):
+    tpl = Template(question="{{ text }} {{ choices[0].text }}", answer="{{ answer }}")
+    p, tok = prompter(word_tokenizer, tpl)
+    asked = p.letters(question("Why", ("x", "y", "z")), (2, 0, 1))
+    assert tok.decode(asked.prompt) == "Why z"  # the order shows option 2 first
+    assert [tok.decode(c) for c in asked.continuations] == ["B", "C", "A"]  # of options 0, 1, 2
+
+
+@pytest.mark.parametrize(("answer", "named"), [(" {{ answer }}", "not one token"), ("x", "one token for several")])
+def test_letters_that_do_not_resolve_are_refused(word_tokenizer, answer, named):
+    p, _ = prompter(word_tokenizer, Template(question="{{ text }}", answer=answer), scoring=Letter(method="letter"))
+    with pytest.raises(PromptError, match=named):
+        p.letters(question(), (0, 1, 2, 3))
+
+
+def test_cloze_continuations_are_the_options_texts(word_tokenizer):
+    p, tok = prompter(word_tokenizer, template("cloze"))
+    asked = p.cloze(question("Why?", ("yes", "no")))
+    assert tok.decode(asked.prompt) == "Question: Why?\nAnswer:"
+    assert [tok.decode(c) for c in asked.continuations] == [" yes", " no"]
+    bare = p.unconditional(question("Why?", ("yes", "no")))
+    assert tok.decode(bare.prompt) == "Answer:"
+    assert bare.continuations == asked.continuations
+
+
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_chat_models_get_their_template_and_a_prefilled_turn(word_tokenizer):
+    p, tok = prompter(word_tokenizer, template("chat_letters"), chat_template=CHAT)
+    text = tok.decode(p.text(question("Why?", ("yes", "no"))).ids)
+    assert text.startswith("<system>Answer the multiple-choice question with the letter of the right option.</><user>")
+    assert text.endswith("Question: Why?\nA. yes\nB. no\n</><assistant>Answer:")
+
+
+@pytest.mark.parametrize("cut", ["tail", "head"])
+def test_a_long_text_keeps_exactly_what_fits(word_tokenizer, cut):
+    # One token a byte: of the context's 100 tokens 10 are kept for the answer, 6 are "T: " and " S:".
+    text = "".join(chr(97 + i % 26) for i in range(500))
+    p, tok = prompter(word_tokenizer, Template(question="T: {{ text }} S:"), context=100, cut=cut)
+    asked = p.text(question(text, (), "summarization"))
+    kept = text[:84] if cut == "tail" else text[-84:]
+    assert tok.decode(asked.ids) == f"T: {kept} S:"
+    assert len(asked.ids) == 90
+    assert asked.cut_tokens == 416
+
+
+def test_the_passage_is_cut_and_the_question_and_options_never(word_tokenizer):
+    tpl = template("letters").model_copy(update={"answer": "{{ answer }}"})
+    p, tok = prompter(word_tokenizer, tpl, context=120)
+    q = question("Who?", ("Ann", "Bob"), context="z" * 900)
+    shown = tok.decode(p.letters(q, (0, 1)).prompt)
+    assert shown.endswith("z\nQuestion: Who?\nA. Ann\nB. Bob\nAnswer:")
+    assert len(shown) == 119
+
+
+def test_shots_are_dropped_before_the_text_is_cut(word_tokenizer, tmp_path):
+    shots = tmp_path / "shots.jsonl"
+    shots.write_text("\n".join(json.dumps({"id": i, "task": "math", "text": "s" * 20, "answer": "1"}) for i in range(3)))
+    tpl = Template(question="{{ text }}", separator="|", shots=Shots(file=str(shots), n=3))
+    p, tok = prompter(word_tokenizer, tpl, context=100)
+    # 90 tokens for the prompt; a shot with its separator takes 23. 30 characters leave room for two of them.
+    asked = p.text(question("q" * 30, (), "math"))
+    assert tok.decode(asked.ids) == ("s" * 20 + " 1|") * 2 + "q" * 30
+    assert asked.cut_tokens == 0
+    assert tok.decode(p.text(question("q" * 88, (), "math")).ids) == "q" * 88
+
+
+def test_cutting_can_be_forbidden(word_tokenizer):
+    p, _ = prompter(word_tokenizer, Template(question="{{ text }}"), context=100, cut="forbid")
+    with pytest.raises(TooLongError, match="10 tokens too long.*set cut: tail or head"):
+        p.text(question("x" * 100, (), "generation"))
+
+
+def test_options_that_leave_no_room_are_refused(word_tokenizer):
+    p, _ = prompter(word_tokenizer, template("letters").model_copy(update={"answer": "{{ answer }}"}), context=60)
+    with pytest.raises(TooLongError, match="leave no room"):
+        p.letters(question("q", ("x" * 40, "y" * 40)), (0, 1))
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("tail", "ab 日"), ("head", " 日本")])
+def test_a_cut_is_a_slice_of_the_source(policy, expected):
+    offsets = [(0, 2), (2, 4), (4, 5)]
+    assert cut_text("ab 日本", offsets, 2, policy) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("{{ txet }}", "'txet' is undefined.*variables: text"), ("{% if %}", "template x")],
+)
+def test_a_template_that_cannot_be_rendered_says_why(source, message):
+    with pytest.raises(ConfigError, match=message):
+        Renderer("x", Template(question=source), "label").turns(question(), (0,), "t", None, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "n", "message"),
+    [
+        (None, 1, "no such file"),
+        ('{"id": 1, "task": "math", "text": "x", "answer": "1"}', 2, "1 rows for 2 shots"),
+        ('{"id": 1, "task": "math", "text": "x"}', 1, "needs a gold answer"),
+        ("not json", 1, "not JSON lines"),
+    ],
+)
+def test_shots_that_cannot_be_used(tmp_path, content, n, message):
+    path = tmp_path / "shots.jsonl"
+    if content is not None:
+        path.write_text(content)
+    renderer = Renderer("x", Template(question="{{ text }}", shots=Shots(file=str(path), n=n)), "label")
+    with pytest.raises(ConfigError, match=message):
+        _ = renderer.n_shots

@@ -1,0 +1,142 @@
+"""The score store: what goes in comes out, first writer wins, crashes lose at most what was not flushed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ensemble.errors import StoreError
+from ensemble.records import Sample, Score
+from ensemble.store import StoreReader, StoreWriter, open_store, segments
+from ensemble.votes import cyclic, identity
+
+
+def a_score(value: float, orders=None, n=3) -> Score:
+    orders = orders or identity(n)
+    table = (value + np.arange(len(orders) * n).reshape(len(orders), n) / 7).astype(np.float32)
+    return Score(orders, table, np.arange(1, n + 1, dtype=np.int32), None, 9, 2, "ab" * 8)
+
+
+def key(i: int) -> bytes:
+    return i.to_bytes(16, "little")  # trailing zero bytes on purpose
+
+
+def equal(a: Score | None, b: Score) -> bool:
+    return (
+        a is not None
+        and a.orders == b.orders
+        and np.array_equal(a.logprobs, b.logprobs)
+        and np.array_equal(a.tokens, b.tokens)
+        and (a.prompt_tokens, a.cut_tokens, a.prompt_hash) == (b.prompt_tokens, b.cut_tokens, b.prompt_hash)
+    )
+
+
+def test_round_trip_of_many_rows_over_several_segments(tmp_path):
+    root = open_store(tmp_path / "store")
+    writer = StoreWriter(root, 100)
+    values = {key(i): a_score(-i, n=2 + i % 4) for i in range(10_000)}
+    for i, (k, v) in enumerate(values.items()):
+        writer.add("m", k, v)
+        if i % 3000 == 0:
+            writer.flush()
+    writer.flush()
+    reader = StoreReader(root, "scores", "m")
+    assert len(reader) == 10_000
+    found = reader.scores(list(values) + [b"absent".ljust(16)])
+    assert all(equal(f, v) for f, v in zip(found, values.values(), strict=False))
+    assert found[-1] is None
+
+
+def test_samples_are_found_by_seed(tmp_path):
+    root = open_store(tmp_path)
+    writer = StoreWriter(root, 100)
+    texts = {seed: Sample(f"text {seed} 日本\n", 3, "stop", seed, 0, 7, 0, "") for seed in (0, 1, -5)}
+    for sample in texts.values():
+        writer.add("m", key(1), sample)
+    writer.flush()
+    reader = StoreReader(root, "samples", "m")
+    assert [reader.samples([key(1)], seed)[0] for seed in texts] == list(texts.values())
+    assert reader.samples([key(1)], 99) == [None]
+
+
+def test_of_duplicates_the_first_counts_and_new_orders_extend(tmp_path):
+    root = open_store(tmp_path)
+    for value, orders in ((-1.0, cyclic(3)[:1]), (-2.0, cyclic(3)), (-3.0, cyclic(3))):
+        writer = StoreWriter(root, 100)
+        writer.add("m", key(5), a_score(value, orders))
+        writer.flush()
+        time.sleep(0.001)
+    merged = StoreReader(root, "scores", "m").scores([key(5)])[0]
+    assert merged is not None
+    assert merged.orders == cyclic(3)
+    first, second = a_score(-1.0).logprobs, a_score(-2.0, cyclic(3)).logprobs
+    assert np.array_equal(merged.logprobs, np.concatenate([first, second[1:]]))
+
+
+def test_nothing_half_written_is_ever_read(tmp_path):
+    root = open_store(tmp_path)
+    program = (
+        "import sys, time; sys.path.insert(0, sys.argv[2])\n"
+        "from pathlib import Path\n"
+        "from ensemble.store import StoreWriter\n"
+        "from tests.test_store import a_score, key\n"
+        "writer = StoreWriter(Path(sys.argv[1]), 100)\n"
+        "for i in range(10**6):\n"
+        "    writer.add('m', key(i), a_score(-i))\n"
+        "    writer.flush()\n"
+        "    print(i, flush=True)\n"
+    )
+    repository = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    process = subprocess.Popen([sys.executable, "-c", program, str(root), repository], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process:
+        lines = [int(process.stdout.readline()) for _ in range(20)]
+        process.send_signal(signal.SIGKILL)
+        lines += [int(line) for line in process.stdout.read().split()]
+    reader = StoreReader(root, "scores", "m")
+    assert all(equal(s, a_score(-i)) for i, s in zip(lines, reader.scores([key(i) for i in lines]), strict=True))
+
+
+def test_a_damaged_segment_is_named_with_its_cure(tmp_path):
+    root = open_store(tmp_path)
+    writer = StoreWriter(root, 100)
+    writer.add("m", key(1), a_score(-1))
+    writer.flush()
+    (path,) = segments(root, "scores", "m")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(StoreError, match=r"delete it: only its rows are computed again"):
+        StoreReader(root, "scores", "m")
+
+
+def test_another_schema_is_refused(tmp_path):
+    (tmp_path / "schema.json").write_text('{"schema": 99}')
+    with pytest.raises(StoreError, match="schema 99"):
+        open_store(tmp_path)
+
+
+def test_a_full_disk_keeps_the_rows_for_another_try(tmp_path, monkeypatch):
+    root = open_store(tmp_path)
+    writer = StoreWriter(root, 100)
+    writer.add("m", key(1), a_score(-1))
+    real = os.fsync
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="No space left on device.*not computed again"):
+        writer.flush()
+    monkeypatch.setattr(os, "fsync", real)
+    assert not [p for p in (root / "scores" / "m").iterdir()]
+    writer.flush()
+    assert equal(StoreReader(root, "scores", "m").scores([key(1)])[0], a_score(-1))
+
+
+def test_the_store_is_refused_where_a_file_stands(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"give a writable folder with --set store.path"):
+        open_store(tmp_path / "file" / "store")

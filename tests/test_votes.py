@@ -1,0 +1,160 @@
+"""Orders, normalisations and the average over members, against numbers worked by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from ensemble.config import Cloze, Generate, Letter, Member, TaskPlan
+from ensemble.records import Decision, Sample, Score
+from ensemble.votes import Ask, Voter, cyclic, identity, merge, normalised
+from tests.conftest import question
+
+
+def member(scoring, weight=1.0):
+    return Member(model="m", template="t", scoring=scoring, weight=weight)
+
+
+def score(logprobs, orders=None, tokens=None, unconditional=None):
+    table = np.array(logprobs, dtype=np.float32)
+    n = table.shape[1]
+    return Score(
+        orders=orders or identity(n),
+        logprobs=table,
+        tokens=np.array(tokens or [1] * n, dtype=np.int32),
+        unconditional=None if unconditional is None else np.array(unconditional, dtype=np.float32),
+    )
+
+
+def decide(q, members, evidence, near_tie=0.0):
+    step = Voter(TaskPlan(members=tuple(members)), [f"m{i}" for i in range(len(members))], near_tie).next(q, evidence)
+    assert isinstance(step, Decision)
+    return step
+
+
+def test_cyclic_orders_put_each_option_once_at_each_position():
+    assert cyclic(3) == ((0, 1, 2), (1, 2, 0), (2, 0, 1))
+    for n in range(2, 8):
+        assert np.array_equal(np.sort(np.array(cyclic(n)), axis=0), np.tile(np.arange(n)[:, None], n))
+
+
+def test_cyclic_mean_log_probability_cancels_a_letter_prior():
+    # P(letter at p | option i there) proportional to prior[p] * truth[i]: over one cyclic block each option meets
+    # each prior once, so the mean log-probability is log truth plus a constant, whatever the prior.
+    prior, truth = np.array([0.7, 0.2, 0.1]), np.array([0.2, 0.5, 0.3])
+    rows = []
+    for order in cyclic(3):
+        joint = np.array([prior[order.index(i)] * truth[i] for i in range(3)])
+        rows.append(np.log(joint / joint.sum()))
+    biased = decide(question(choices=("a", "b", "c")), [member(Letter(method="letter"))], [score(rows[:1])])
+    assert biased.prediction == 0  # one order is fooled by the prior: 0.14 against 0.10 and 0.03
+    fair = decide(
+        question(choices=("a", "b", "c")), [member(Letter(method="letter", orders="cyclic"))], [score(rows, cyclic(3))]
+    )
+    assert fair.prediction == 1
+    assert np.exp(fair.scores) == pytest.approx(truth, abs=1e-6)
+    assert fair.orders_used == 3
+
+
+@pytest.mark.parametrize(
+    ("normalisation", "expected"),
+    [
+        # sums -4, -6; tokens 1, 3; characters 2, 12; unconditional -1, -5
+        ("sum", [-4.0, -6.0]),
+        ("token", [-4.0, -2.0]),
+        ("char", [-2.0, -0.5]),
+        ("pmi", [-3.0, -1.0]),
+    ],
+)
+def test_cloze_normalisations(normalisation, expected):
+    q = question(choices=("no", "twelve chars"))
+    s = score([[-4.0, -6.0]], tokens=[1, 3], unconditional=[-1.0, -5.0])
+    found = normalised(member(Cloze(method="cloze", normalisation=normalisation)), q, s)[0]
+    assert found[0] - found[1] == pytest.approx(expected[0] - expected[1])
+    assert np.exp(found).sum() == pytest.approx(1.0)
+
+
+def test_members_are_averaged_with_their_weights():
+    # member 1: P = (0.8, 0.2), weight 1; member 2: P = (0.3, 0.7), weight 3.
+    # mean log P: (ln .8 + 3 ln .3) / 4 = -0.95876, (ln .2 + 3 ln .7) / 4 = -0.66986; softmax of the second 0.57178
+    q = question(choices=("a", "b"))
+    members = [member(Letter(method="letter")), member(Letter(method="letter"), weight=3.0)]
+    d = decide(q, members, [score(np.log([[0.8, 0.2]])), score(np.log([[0.3, 0.7]]))])
+    assert d.prediction == 1
+    assert d.confidence == pytest.approx(0.57173, abs=2e-4)
+    assert d.votes == (1, 1)
+    assert d.members == ("m0", "m1")
+
+
+def test_an_exact_tie_goes_to_the_lowest_index_and_is_marked():
+    d = decide(question(choices=("a", "b", "c")), [member(Letter(method="letter"))], [score([[-3.0, -1.0, -1.0]])])
+    assert d.prediction == 1
+    assert d.near_tie
+
+
+@pytest.mark.parametrize(("margin", "marked"), [(0.13, True), (0.15, False)])
+def test_near_ties_are_within_the_error_of_both_options(margin, marked):
+    # One token each: the two errors of 0.1 add up to 0.1 * sqrt(2) = 0.1414.
+    q = question(choices=("a", "b"))
+    d = decide(q, [member(Letter(method="letter"))], [score([[-1.0, -1.0 - margin]])], near_tie=0.1)
+    assert d.near_tie is marked
+
+
+def test_letter_mass_is_what_the_letters_hold_before_normalisation():
+    d = decide(question(choices=("a", "b")), [member(Letter(method="letter"))], [score(np.log([[0.03, 0.01]]))])
+    assert d.letter_mass == pytest.approx(0.04)
+    assert d.confidence == pytest.approx(0.75)
+
+
+def test_a_voter_asks_only_for_the_orders_that_are_missing():
+    q = question(choices=("a", "b", "c"))
+    voter = Voter(TaskPlan(members=(member(Letter(method="letter", orders="cyclic")),)), ["m"], 0.0)
+    assert voter.next(q, [None]) == [Ask(0, cyclic(3))]
+    assert voter.next(q, [score([[-1.0, -2.0, -3.0]])]) == [Ask(0, cyclic(3)[1:])]
+
+
+def test_pmi_asks_only_for_what_the_store_lacks():
+    q = question(choices=("a", "b"))
+    voter = Voter(TaskPlan(members=(member(Cloze(method="cloze", normalisation="pmi")),)), ["m"], 0.0)
+    known = score([[-1.0, -2.0]])
+    assert voter.next(q, [known]) == [Ask(0, (), True)]
+    bare = Score((), np.empty((0, 2), np.float32), np.zeros(2, np.int32), np.array([-1.0, -3.0], np.float32))
+    merged = merge(known, bare)
+    assert voter.next(q, [merged]).prediction == 1  # -1 + 1 = 0 against -2 + 3 = 1
+    assert merge(bare, known).tokens.tolist() == [1, 1]
+
+
+def test_merge_keeps_the_first_value_of_an_order():
+    first, second = score([[-1.0, -2.0]]), score([[-9.0, -9.0], [-3.0, -4.0]], cyclic(2))
+    merged = merge(first, second)
+    assert merged.orders == cyclic(2)
+    assert merged.logprobs.tolist() == [[-1.0, -2.0], [-3.0, -4.0]]
+
+
+@pytest.mark.parametrize(
+    ("task", "choices", "text", "prediction", "answer_text"),
+    [
+        ("math", (), "2 + 3 = 5 apples. The answer is 5.", "5", "2 + 3 = 5 apples. The answer is 5."),
+        ("generation", (), "Paris", "Paris", "Paris"),
+        ("multiple_choice", ("red", "blue"), "B", 1, "blue"),
+        ("multiple_choice", ("red", "blue"), "hard to say", None, None),
+    ],
+)
+def test_generated_texts_are_parsed_by_task(task, choices, text, prediction, answer_text):
+    scoring = Generate(method="generate") if task == "multiple_choice" else None
+    d = decide(question(task=task, choices=choices), [member(scoring)], [Sample(text, 3, "stop", 0, 0)])
+    assert (d.prediction, d.answer_text) == (prediction, answer_text)
+    assert d.scores is None
+
+
+def test_scores_sum_to_one_in_probability():
+    rng = np.random.default_rng(0)
+    for n in range(2, 12):
+        table = rng.normal(size=(n, n)).astype(np.float32)
+        d = decide(
+            question(choices=tuple(f"o{i}" for i in range(n))),
+            [member(Letter(method="letter", orders="cyclic"))],
+            [score(table, cyclic(n))],
+        )
+        assert math.fsum(map(math.exp, d.scores)) == pytest.approx(1.0)
+        assert sum(d.votes) == n
