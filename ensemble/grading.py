@@ -122,7 +122,7 @@ def interval(values: npt.NDArray[np.float64], seed: int) -> tuple[float, float]:
         means = rng.binomial(n, values.mean(), size=RESAMPLES) / n
         low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         return float(low), float(high)
-    from scipy.stats import bootstrap  # type: ignore[import-untyped]
+    from scipy.stats import bootstrap
 
     bounds = bootstrap(
         (values,),

@@ -92,7 +92,7 @@ def _rouge(name: str, prediction: str, reference: str) -> float:
 
 @cache
 def _scorer(name: str) -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
+    from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer([name], use_stemmer=True)
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, TypeGuard
 
 from ensemble.errors import InputError
@@ -81,9 +82,9 @@ def content_hash(task: str, text: str, context: str | None, choices: Sequence[st
 
 def to_table(questions: Sequence[Question]) -> Any:
     """A pyarrow.Table with the columns of SCHEMA, one row per question; `from_table` gives equal questions back."""
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
 
-    columns: dict[str, list[Any]] = {name: [getattr(q, name) for q in questions] for name in SCHEMA}
+    columns: dict[str, list[Any]] = {name: list(map(attrgetter(name), questions)) for name in SCHEMA}
     columns["id"] = [_to_json(x) for x in columns["id"]]
     for name in ("choice_ids", "gold"):
         columns[name] = [None if x is None else _to_json(x) for x in columns[name]]

@@ -17,7 +17,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,7 @@ GROUP_ROWS = 4096  # rows that a look-up decodes at once
 CACHED_GROUPS = 64
 
 Kind = Literal["scores", "samples"]
+KINDS: tuple[Kind, ...] = ("scores", "samples")
 
 
 def open_store(path: str | Path) -> Path:
@@ -144,6 +145,54 @@ class StoreReader:
         return rows
 
 
+class Verified(NamedTuple):
+    """rows: of the segments that can be read. damaged: one line for each segment that cannot."""
+
+    rows: int
+    damaged: list[str]
+
+
+def verify(root: Path, kind: Kind, key: str) -> Verified:
+    """Reads every row of a member."""
+    rows, damaged = 0, []
+    for path in segments(root, kind, key):
+        try:
+            rows += len(_read(path))
+        except StoreError as e:
+            damaged.append(str(e))
+    return Verified(rows, damaged)
+
+
+def compact(root: Path, kind: Kind, key: str) -> int:
+    """Makes one segment of all, in the order in which rows count; returns the rows. Not while a run uses the store.
+
+    The new segment takes the last one's time, so that it still comes before any later one; a crash between
+    writing it and removing the old ones leaves duplicates, which never change what is read.
+    """
+    old = segments(root, kind, key)
+    if len(old) < 2:
+        return sum(len(_read(path)) for path in old)
+    name = f"{old[-1].name.split('-')[0]}-{uuid.uuid4().hex[:8]}.parquet"
+    rows = export(root, kind, key, old[-1].with_name(f".{name}"))
+    os.replace(old[-1].with_name(f".{name}"), old[-1].with_name(name))
+    for path in old:
+        path.unlink()
+    return rows
+
+
+def export(root: Path, kind: Kind, key: str, file: Path) -> int:
+    """Writes a member's rows, in the order in which they count, to one Parquet file; returns the rows."""
+    import pyarrow.parquet as pq
+
+    rows = 0
+    with pq.ParquetWriter(file, schema(kind), compression="zstd") as writer:
+        for path in segments(root, kind, key):
+            table = _read(path)
+            rows += len(table)
+            writer.write_table(table, row_group_size=GROUP_ROWS)
+    return rows
+
+
 def segments(root: Path, kind: Kind, key: str) -> list[Path]:
     """A member's segments in the order in which their rows count."""
     return sorted((root / kind / key).glob("*.parquet"))
@@ -215,7 +264,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
-def _read(path: Path, columns: list[str]) -> Any:
+def _read(path: Path, columns: list[str] | None = None) -> Any:
     import pyarrow.parquet as pq
 
     try:

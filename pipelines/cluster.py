@@ -18,10 +18,8 @@ from ensemble.fake import FakeEngine
 PASSED_ON = ("QUORUM_HOME", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN")
 
 
-def connect(config: RayConfig, async_batches: int) -> None:
+def connect(config: RayConfig) -> None:
     """Joins the cluster at `ray.address` or RAY_ADDRESS, else starts one on this machine for this run alone."""
-    # Read by Ray Data on the driver when it plans, hence set here and not in the workers' environment.
-    os.environ["RAY_DATA_DEFAULT_ASYNC_BATCH_UDF_MAX_CONCURRENCY"] = str(async_batches)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     env = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
@@ -126,7 +124,7 @@ def start_engines(specs: Sequence[EngineSpec], restarts: int) -> dict[str, list[
         wanted = spec.config.engine.replicas
         auto = max(1, gpus // sum(needed.values())) if spec.device == "cuda" else 1
         replicas = auto if wanted == "auto" else wanted
-        options = {"num_gpus": needed[spec.model]} if spec.device == "cuda" else {"num_cpus": 1}
+        options = {"num_gpus": needed[spec.model]} if spec.device == "cuda" else {"num_cpus": 0.5}
         actors = [
             actor.options(max_concurrency=10_000, max_restarts=restarts, max_task_retries=0, **options).remote(spec)
             for _ in range(replicas)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import threading
 import time
@@ -21,7 +22,7 @@ from pipelines.cluster import EngineSpec, connect, start_engines, unwrapped, wai
 from pipelines.progress import Progress
 from pipelines.stage import Job, Stage, preflight
 
-BATCH = 32
+STAGE_CPUS = 0.25  # stage actors wait for engines most of the time
 FATAL = ("ModelError", "ConfigError", "PromptError", "EngineError")
 
 
@@ -76,7 +77,7 @@ def infer(plan: Plan, store: str, blocks: Sequence[str], missing: Counter[str], 
         clock = time.monotonic()
 
     progress.note("starting Ray")
-    connect(config.ray, max(1, config.ray.questions_in_flight // BATCH))
+    connect(config.ray)
     try:
         lap("connect")
         specs = [EngineSpec(m, config.models[m], plan.devices[m], os.getcwd()) for m in plan.models(list(missing))]
@@ -133,7 +134,7 @@ def _preflight(job: Job, blocks: Sequence[str], missing: Counter[str], progress:
         if len(firsts) == len(missing):
             break
     progress.note("preflight: one question per task")
-    run = ray.remote(num_cpus=0.25)(preflight)
+    run = ray.remote(num_cpus=STAGE_CPUS)(preflight)
     outcomes: list[dict[str, Any]] = wait_for(
         run.remote(job, list(firsts.values())), job.plan.config.ray.engine_start_seconds
     )
@@ -159,15 +160,17 @@ def _stream(job: Job, blocks: Sequence[str], result: Inference) -> None:
     import ray.data
 
     config = job.plan.config.ray
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    dataset = ray.data.read_parquet(list(blocks), ray_remote_args={"num_cpus": 0.25}).map_batches(
+    # Rows are paths of blocks: the questions themselves are read where they are answered.
+    paths = ray.data.from_items([{"block": block} for block in blocks], override_num_blocks=len(blocks))
+    dataset = paths.map_batches(
         Stage,
         fn_constructor_args=[job],
-        batch_size=BATCH,
-        batch_format="pyarrow",
-        num_cpus=0.25,
+        batch_size=1,
+        num_cpus=STAGE_CPUS,
         compute=ray.data.ActorPoolStrategy(size=config.stage_actors, max_concurrent_calls_per_actor=2),
         max_restarts=config.retries,
         max_task_retries=config.retries,

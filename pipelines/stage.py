@@ -15,7 +15,7 @@ from ensemble.config import RunConfig
 from ensemble.errors import QuorumError
 from ensemble.plan import Evidences, Plan, sample_seed
 from ensemble.prompts import Prompter
-from ensemble.questions import from_table
+from ensemble.read import iter_blocks
 from ensemble.records import Decision, Question, Sample, Score
 from ensemble.store import StoreWriter
 from ensemble.votes import Evidence, Voter
@@ -47,13 +47,14 @@ class Solver:
         self._askers: dict[str, list[Asker]] = {}
         self._voters: dict[str, Voter] = {}
         self._busy = 0
+        self._room = asyncio.Semaphore(job.plan.config.ray.questions_in_flight)
 
     async def solve(self, questions: list[Question]) -> list[dict[str, Any]]:
         """One outcome a question, in order: row_index, task, error (null or type and message), drift, usage."""
         self._busy += 1
         try:
             known = list(self._evidences(questions))
-            outcomes = await asyncio.gather(*(self._one(question, evidence) for question, evidence in known))
+            outcomes = await asyncio.gather(*(self._bounded(question, evidence) for question, evidence in known))
         finally:
             self._busy -= 1
             # Ray Data ends an actor without a word. Whenever nothing is in flight, everything is on disk.
@@ -62,6 +63,10 @@ class Solver:
         usage = {name: client.usage.take() for name, client in self._clients.items()}
         outcomes[0]["usage"] = json.dumps(usage)
         return outcomes
+
+    async def _bounded(self, question: Question, evidence: list[Evidence]) -> dict[str, Any]:
+        async with self._room:
+            return await self._one(question, evidence)
 
     async def _one(self, question: Question, evidence: list[Evidence]) -> dict[str, Any]:
         started = time.monotonic()
@@ -134,13 +139,14 @@ def tokenizer(name: str, config: RunConfig) -> Any:
 
 
 class Stage:
-    """Ray Data's callable: Arrow batch in, outcome columns out. Several batches are in flight in one actor."""
+    """Ray Data's callable: the path of a block in, outcome columns out. Several blocks are in flight in one actor."""
 
     def __init__(self, job: Job) -> None:
         self._solver = Solver(job)
 
-    async def __call__(self, table: Any) -> dict[str, Any]:
-        outcomes = await self._solver.solve(from_table(table))
+    async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        (questions,) = iter_blocks([str(path) for path in batch["block"]])
+        outcomes = await self._solver.solve(questions)
         return {column: np.array([o[column] for o in outcomes]) for column in outcomes[0]}
 
 
