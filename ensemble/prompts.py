@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jinja2
 import jinja2.sandbox
 
-from ensemble.config import ROOT, Member, ModelConfig, Shots, Template, fingerprint
+from ensemble.config import ROOT, Member, ModelConfig, Shots, Template, fingerprint, is_chat
 from ensemble.errors import ConfigError, PromptError, TooLongError
 from ensemble.records import Order, Question
 
@@ -99,6 +99,7 @@ class Prompter:
 
     def __init__(self, member: Member, model: ModelConfig, template: Template, tokenizer: Any) -> None:
         self._member, self._model, self._tokenizer = member, model, tokenizer
+        self._chat = is_chat(model, template)
         cloze = member.scoring is not None and member.scoring.method == "cloze"
         self._renderer = Renderer(member.template, template, shown="text" if cloze else "label")
 
@@ -189,7 +190,7 @@ class Prompter:
         )
 
     def _wrap(self, turns: Sequence[tuple[str, str]]) -> str:
-        if not self._model.chat:
+        if not self._chat:
             return join_plain(turns, self._renderer.template.separator)
         *before, (_, prefill) = turns
         messages = [{"role": role, "content": text} for role, text in before]
@@ -198,13 +199,13 @@ class Prompter:
         except Exception as e:  # the model's own Jinja: it may raise anything
             raise PromptError(
                 f"{self._member.model}'s chat template refuses template {self._renderer.name}: {e}; "
-                "set chat: false in the model file, or leave out the instruction"
+                "set the template's format: plain, or leave out its instruction"
             ) from None
         return str(text) + prefill
 
     def _encode(self, text: str, special: bool | None = None) -> list[int]:
         # A chat template writes its own beginning of sequence: adding one more would change the numbers.
-        add = not self._model.chat if special is None else special
+        add = not self._chat if special is None else special
         return list(self._tokenizer(text, add_special_tokens=add)["input_ids"])
 
 

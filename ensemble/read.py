@@ -27,6 +27,7 @@ from ensemble.records import TASKS, Question, RowError
 
 MAX_ROW = 64 << 20  # bytes of a JSONL line, characters of an array's element
 CHUNK = 4096  # characters of an array that are decoded at first: most elements fit
+TOKEN = 16  # a fault so near the end of what was read may be a token that is cut: \ud83d\ude00 or -Infinity
 BLOCK_CHARACTERS = 16 << 20  # a block ends early at so much text, so that long rows do not pile up in memory
 
 # First bytes of what people mistake for a question file.
@@ -186,7 +187,7 @@ def _line_rows(file: BufferedReader, line: int) -> Iterator[tuple[int, object]]:
 
 def _parse_line(raw: bytes) -> object | InputError:
     try:
-        row: object = _DECODER.decode(raw.decode())
+        row: object = _DECODER.decode(raw.rstrip().decode())
         return row
     except UnicodeDecodeError as error:
         column = len(raw[: error.start].decode()) + 1
@@ -260,14 +261,16 @@ class _Text:
             try:
                 value, end = _DECODER.raw_decode(window)
             except json.JSONDecodeError as error:
-                unfinished = error.pos > len(window) - 16 or error.msg.startswith("Unterminated string")
+                unfinished = error.pos > len(window) - TOKEN or error.msg.startswith("Unterminated string")
                 if whole or not unfinished:
                     self._lower_limit(size if whole else 0)
                     raise _explain(error, self.line) from None
             except (ValueError, RecursionError) as error:
                 raise _explain(error) from None
             else:
-                if whole or end < len(window):  # else it may be the first half of a number
+                if (
+                    whole or end < len(window) - TOKEN
+                ):  # a number may go on: of "-1.5" the decoder takes "-1" from "-1."
                     return _checked(value, window[:end]), self.pos + end
             if size >= self.limit:
                 self._lower_limit(size)

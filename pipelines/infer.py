@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from ensemble.errors import EngineError, ModelError, QuorumError
 from ensemble.plan import Plan
@@ -83,12 +83,15 @@ def infer(plan: Plan, store: str, blocks: Sequence[str], missing: Counter[str], 
         specs = [EngineSpec(m, config.models[m], plan.devices[m], os.getcwd()) for m in plan.models(list(missing))]
         engines = start_engines(specs, config.ray.retries)
         job = Job(plan, store, engines, ray.remote(num_cpus=0)(Board).remote(), os.getcwd())
+        # Sent before the engines are ready: its imports and tokenizers load meanwhile.
+        tried = ray.remote(num_cpus=STAGE_CPUS)(preflight).remote(job, _first_questions(blocks, missing))
         _await_engines(engines, config.ray.engine_start_seconds, progress)
         lap("engines")
-        result.take(_preflight(job, blocks, missing, progress))
+        progress.note("preflight: one question per task")
+        result.take(_checked(wait_for(tried, config.ray.engine_start_seconds), progress))
         lap("preflight")
         with _watching(job, missing, progress):
-            _stream(job, blocks, result)
+            _stream(job, blocks, result, progress)
         lap("solve")
         for actors in engines.values():
             for actor in actors:
@@ -124,8 +127,8 @@ def _status(actor: Any) -> str | None:
         return None
 
 
-def _preflight(job: Job, blocks: Sequence[str], missing: Counter[str], progress: Progress) -> list[dict[str, Any]]:
-    """One real question per member's task; a template that does not fit its model ends the run here."""
+def _first_questions(blocks: Sequence[str], missing: Counter[str]) -> list[Question]:
+    """One question of each task."""
     firsts: dict[str, Question] = {}
     for block in iter_blocks(blocks):
         for question in block:
@@ -133,11 +136,11 @@ def _preflight(job: Job, blocks: Sequence[str], missing: Counter[str], progress:
                 firsts.setdefault(question.task, question)
         if len(firsts) == len(missing):
             break
-    progress.note("preflight: one question per task")
-    run = ray.remote(num_cpus=STAGE_CPUS)(preflight)
-    outcomes: list[dict[str, Any]] = wait_for(
-        run.remote(job, list(firsts.values())), job.plan.config.ray.engine_start_seconds
-    )
+    return list(firsts.values())
+
+
+def _checked(outcomes: list[dict[str, Any]], progress: Progress) -> list[dict[str, Any]]:
+    """Ends the run where a member cannot answer at all, say because its template does not fit its model."""
     for outcome in outcomes:
         if outcome["error_type"] in FATAL:
             raise _by_name(outcome["error_type"])(f"preflight, task {outcome['task']}: {outcome['error_message']}")
@@ -156,7 +159,7 @@ def _by_name(name: str) -> Callable[[str], QuorumError]:
     return kind
 
 
-def _stream(job: Job, blocks: Sequence[str], result: Inference) -> None:
+def _stream(job: Job, blocks: Sequence[str], result: Inference, progress: Progress) -> None:
     import ray.data
 
     config = job.plan.config.ray
@@ -172,17 +175,23 @@ def _stream(job: Job, blocks: Sequence[str], result: Inference) -> None:
         batch_size=1,
         num_cpus=STAGE_CPUS,
         compute=ray.data.ActorPoolStrategy(size=config.stage_actors, max_concurrent_calls_per_actor=2),
-        max_restarts=config.retries,
-        max_task_retries=config.retries,
+        # Ray Data would restart actors forever. A dead stage ends the pass instead, and the next one finds in the
+        # store what this one did.
+        ray_remote_args_fn=lambda: {"max_restarts": 0, "max_task_retries": 0},
     )
-    try:
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            result.take(batch.to_pylist())
-    except RayError as e:
-        cause = unwrapped(e) if hasattr(e, "cause") else None
-        if isinstance(cause, QuorumError):
-            raise cause from None
-        raise EngineError(f"the run stopped: {' '.join(str(e).split())[-500:]}; run the same command to go on") from e
+    for attempt in range(config.retries + 1):
+        try:
+            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                result.take(batch.to_pylist())
+            return
+        except RayError as e:
+            cause = unwrapped(e) if isinstance(e, RayTaskError) else None
+            if isinstance(cause, QuorumError):
+                raise cause from None
+            reason = " ".join(str(e).split())[-300:]
+            if attempt == config.retries:
+                raise EngineError(f"the run stopped: {reason}; run the same command to go on") from e
+            progress.warn(f"a stage actor failed, going on from the store: {reason}")
 
 
 class _watching:

@@ -48,8 +48,8 @@ class Progress:
         self.console.print(f"warning: {text}", style="yellow", markup=False)
 
     def loading(self, model: str, status: str | None, done: bool = False) -> None:
-        """A model's state; None where it does not answer because it is busy loading."""
-        status = status or self._status.get(model, "loading")
+        """A model's state; None where it does not answer because it is busy loading its weights."""
+        status = status or "loading"
         if status != self._status.get(model):
             self.note(f"model {model}: {status}")
         self._status[model] = status

@@ -1,9 +1,9 @@
 """Looks after a score store: what is in it, is it whole, make it small, take data out.
 
-    python pipelines/store.py ls runs/store
-    python pipelines/store.py verify runs/store
-    python pipelines/store.py gc runs/store
-    python pipelines/store.py export runs/store KEY out.parquet
+python pipelines/store.py ls runs/store
+python pipelines/store.py verify runs/store
+python pipelines/store.py gc runs/store
+python pipelines/store.py export runs/store KEY out.parquet
 """
 
 import argparse
@@ -40,7 +40,9 @@ def main() -> int:
             continue
         problems = verify(root, kind, key)
         broken += len(problems.damaged)
-        print(f"{key} {kind:7} {problems.rows:>9,} rows {len(segments(root, kind, key)):>5} segments  {_name(root, key)}")
+        print(
+            f"{key} {kind:7} {problems.rows:>9,} rows {len(segments(root, kind, key)):>5} segments  {_name(root, key)}"
+        )
         if options.command == "verify":
             for line in problems.damaged:
                 print(f"  {line}")

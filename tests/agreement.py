@@ -1,0 +1,87 @@
+"""Scores 20 demo questions by vLLM and by transformers, same weights, and prints both as JSON (run by test_engine).
+
+    python tests/agreement.py float32
+"""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from ensemble import models
+from ensemble.config import ROOT, Letter, Member, RunConfig, Sampling, load_config, read_yaml
+from ensemble.engine import ScoreRequest, VLLMEngine
+from ensemble.prompts import Prompter
+from ensemble.questions import parse_question
+from ensemble.read import iter_rows
+
+N = 20
+
+
+def requests(config: RunConfig, tokenizer: object) -> dict[str, list[ScoreRequest]]:
+    model = config.models["smollm2"]
+    rows = [row for _, row in iter_rows(ROOT / "configs/demo/questions.jsonl")]
+    questions = [parse_question(row, i, "demo", i) for i, row in enumerate(rows[:N])]
+    assert all(q.task == "multiple_choice" for q in questions)
+    cloze = Prompter(config.tasks["multiple_choice"].members[0], model, config.templates["cloze"], tokenizer)
+    member = Member(model="smollm2", template="letters", scoring=Letter(method="letter"))
+    letters = Prompter(member, model, config.templates["letters"], tokenizer)
+    order = (2, 0, 3, 1)
+    return {
+        "cloze": [ScoreRequest(p.prompt, p.continuations) for p in map(cloze.cloze, questions)],
+        "letter": [ScoreRequest(p.prompt, p.continuations) for q in questions for p in [letters.letters(q, order)]],
+    }
+
+
+async def by_vllm(engine: VLLMEngine, asked: dict[str, list[ScoreRequest]]) -> dict[str, object]:
+    replies = {kind: await engine.score(r) for kind, r in asked.items()}
+    again = {kind: await engine.score(r) for kind, r in asked.items()}  # now everything is in the prefix cache
+    cached = {kind: sum(r.cached_tokens for r in again[kind]) for kind in again}
+    prompt = asked["letter"][0].prompt
+    greedy = await engine.generate(prompt, Sampling(max_tokens=8), 0)
+    sampled = [await engine.generate(prompt, Sampling(max_tokens=8, temperature=1.0), seed) for seed in (1, 1, 2)]
+    return {
+        "logprobs": {kind: [r.logprobs for r in rs] for kind, rs in replies.items()},
+        "again": {kind: [r.logprobs for r in rs] for kind, rs in again.items()},
+        "cached": cached,
+        "greedy": greedy._asdict(),
+        "sampled": [s.text for s in sampled],
+    }
+
+
+def by_transformers(folder: Path, dtype: str, asked: dict[str, list[ScoreRequest]]) -> dict[str, list[list[float]]]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+
+    def total(prompt: list[int], continuation: list[int]) -> float:
+        ids = torch.tensor([[*prompt, *continuation]])
+        with torch.no_grad():
+            table = model(ids).logits[0].float().log_softmax(-1)
+        return sum(table[len(prompt) - 1 + k, token].item() for k, token in enumerate(continuation))
+
+    return {kind: [[total(r.prompt, c) for c in r.continuations] for r in rs] for kind, rs in asked.items()}
+
+
+def main(dtype: str) -> None:
+    from transformers import AutoTokenizer
+
+    letters = json.dumps(read_yaml(ROOT / "configs/templates/letters.yaml"))
+    config = load_config(ROOT / "configs/demo.yaml", [f"models.smollm2.dtype={dtype}", f"templates.letters={letters}"])
+    model = config.models["smollm2"]
+    folder = models.prepare("smollm2", model, lambda line: print(line, file=sys.stderr))
+    asked = requests(config, AutoTokenizer.from_pretrained(folder))
+    engine = VLLMEngine(model, folder, "cpu")
+    try:
+        result = asyncio.run(by_vllm(engine, asked))
+    finally:
+        engine.close()
+    tokens = {kind: [[len(c) for c in r.continuations] for r in rs] for kind, rs in asked.items()}
+    print(json.dumps({**result, "transformers": by_transformers(folder, dtype, asked), "tokens": tokens}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
