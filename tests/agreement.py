@@ -23,7 +23,9 @@ N = 20
 def requests(config: RunConfig, tokenizer: object) -> dict[str, list[ScoreRequest]]:
     model = config.models["smollm2"]
     rows = [row for _, row in iter_rows(ROOT / "configs/demo/questions.jsonl")]
-    questions = [parse_question(row, i, "demo", i) for i, row in enumerate(rows[:N])]
+    article = next(row["text"] for row in rows if row["task"] == "summarization")[:600]
+    # With a passage, so that the prompt spans blocks of the prefix cache.
+    questions = [parse_question({**row, "context": article}, i, "demo", i) for i, row in enumerate(rows[:N])]
     assert all(q.task == "multiple_choice" for q in questions)
     cloze = Prompter(config.tasks["multiple_choice"].members[0], model, config.templates["cloze"], tokenizer)
     member = Member(model="smollm2", template="letters", scoring=Letter(method="letter"))
@@ -80,7 +82,7 @@ def main(dtype: str) -> None:
     finally:
         engine.close()
     tokens = {kind: [[len(c) for c in r.continuations] for r in rs] for kind, rs in asked.items()}
-    print(json.dumps({**result, "transformers": by_transformers(folder, dtype, asked), "tokens": tokens}))
+    print(json.dumps({**result, "transformers": by_transformers(folder, dtype, asked), "exact": by_transformers(folder, "float32", asked), "tokens": tokens}))
 
 
 if __name__ == "__main__":

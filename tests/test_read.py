@@ -143,7 +143,7 @@ def test_array_after_much_white_space(tmp_path: Path) -> None:
 def test_array_elements_across_chunks(tmp_path: Path, chunk: int) -> None:
     values: list[Any] = [
         *(123456789, -1.5e-7, 1e22, True, None, "plain", 'a "quoted" \\ back', "\n\t\u2028", "😀 é 漢字", ""),
-        *([], {}, [[], [{}]], {"id": 7, "text": "x, {y}\n, [z]", "e": "😀"}, {"text": "漢" * 100}),
+        *({}, {"a": [[], [{}]]}, {"id": 7, "text": "x, {y}\n, [z]", "e": "😀"}, {"text": "漢" * 100}),
     ]
     for indent, ascii_only in ((None, True), (None, False), (1, True), (3, False)):
         path = tmp_path / "values.json"
@@ -278,7 +278,9 @@ def test_the_message_names_the_line_of_the_fault(tmp_path: Path) -> None:
         ('[{"id": 1} oops,\n{"id": 2}]', [1, 2], [(1, "a comma is missing before this row")]),
         ('[{"id": 1}]\n[\n{"id": 2}]', [1, 2], [(2, "text follows the end of the array")]),
         ('[{"id": 1}]\noops', [1], [(2, "text follows the end of the array")]),
-        ('[{"id": 1}, "id", 3, null, [4]]', [1, "id", 3, None, [4]], []),
+        ('[{"id": 1}, "id", 3, null, 4.5]', [1, "id", 3, None, 4.5], []),
+        ('[{"id": 1}, [4],\n{"id": 2}]', [1, 2], [(1, "this is a list; take its brackets away")]),
+        ('[{"id": 1},\n[\n{"id": 2},\n{"id": 3}]', [1, 2, 3], [(2, "this is a list; take its brackets away")]),
     ],
 )
 def test_faults_of_the_array_itself(
@@ -297,6 +299,29 @@ def test_a_row_cut_in_two_does_not_take_the_rest_along(tmp_path: Path) -> None:
     good, bad = rows_of(tmp_path / "q", "[\n" + ",\n".join(rows) + "\n]", 64)
     assert [i for _, i in good] == [i for i in range(2000) if i != 3]
     assert [n for n, _ in bad] == [5]
+
+
+def test_many_rows_cut_in_two_are_not_searched_to_the_end_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = 0
+
+    class Counting(json.JSONDecoder):
+        def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+            nonlocal decoded
+            decoded += len(s)
+            return super().raw_decode(s, idx)
+
+    monkeypatch.setattr(read, "MIN_LIMIT", 10_000)
+    monkeypatch.setattr(read, "_DECODER", Counting())
+    rows = [json.dumps(row(i, text="x" * 500)) for i in range(2000)]
+    for i in range(0, 2000, 50):
+        rows[i] = f'{{"id": {i}, "choices": ["a"'
+    content = "[\n" + ",\n".join(rows) + "\n]"
+    good, bad = rows_of(tmp_path / "q", content, 1024)
+    assert [i for _, i in good] == [i for i in range(2000) if i % 50]
+    assert [n for n, _ in bad] == list(range(2, 2002, 50))
+    assert decoded < 8 * len(content)
 
 
 def test_an_element_over_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,6 +364,7 @@ def test_files_full_of_faults_take_linear_time(tmp_path: Path, element: str, cou
         (b'{"id": 1}\n' * 6000 + b"\0", "looks like binary data (it has NUL bytes)"),
         (json.dumps({"data": [row(i) for i in range(99)]}, indent=1).encode(), "make its list 'data' a file"),
         (b'{"data": [\n' + b'{"id": 1, "task": "math"},\n' * 99 + b"]}", "make its list 'data' a file"),
+        (b'{"data": [\n{"id": 1},\n{"id": 2}\n]}', "make its list 'data' a file"),
         (b'{"version": 1,\n"data": [\n' + b'{"id": 1},\n' * 99 + b"]}", "make its list 'data' a file"),
         (b'{\n "id": 1\n}\n{\n "id": 2\n}\n', "one JSON object over several lines; make its rows a file"),
     ],
@@ -351,10 +377,20 @@ def test_unusable_files_give_one_error(tmp_path: Path, content: bytes, message: 
     assert message in bad[0][1]
 
 
-@pytest.mark.parametrize("first", ['{"id": 1, "task": "math",', '{"id": 1, "choices": [', '{"id": 1},', "{"])
-def test_one_broken_first_line_is_no_object_over_several_lines(tmp_path: Path, first: str) -> None:
+@pytest.mark.parametrize(
+    "first",
+    ['{"id": 1, "task": "math",', '{"id": 1, "choices": [', '{"id": 1},', "{", '{"text": "a,\nb,\nc", "id": 1}'],
+)
+def test_a_broken_first_row_is_no_object_over_several_lines(tmp_path: Path, first: str) -> None:
+    n = first.count("\n") + 1
     good, bad = rows_of(tmp_path / "q", first + '\n{"id": 2}\n{"id": 3}\n')
-    assert (good, [n for n, _ in bad]) == ([(2, 2), (3, 3)], [1])
+    assert (good, [line for line, _ in bad]) == ([(n + 1, 2), (n + 2, 3)], list(range(1, n + 1)))
+
+
+def test_commas_between_lines_are_named(tmp_path: Path) -> None:
+    good, bad = rows_of(tmp_path / "q", '{"id": 1},\n{"id": 2},\n{"id": 3}\n')
+    assert (good, [line for line, _ in bad]) == ([(3, 3)], [1, 2])
+    assert "nothing behind it, no comma either" in bad[0][1]
 
 
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
