@@ -46,7 +46,7 @@ def test_round_trip_of_many_rows_over_several_segments(tmp_path):
     writer.flush()
     reader = StoreReader(root, "scores", "m")
     assert len(reader) == 10_000
-    found = reader.scores(list(values) + [b"absent".ljust(16)])
+    found = reader.scores([*list(values), b"absent".ljust(16)])
     assert all(equal(f, v) for f, v in zip(found, values.values(), strict=False))
     assert found[-1] is None
 
@@ -131,7 +131,7 @@ def test_a_full_disk_keeps_the_rows_for_another_try(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="No space left on device.*not computed again"):
         writer.flush()
     monkeypatch.setattr(os, "fsync", real)
-    assert not [p for p in (root / "scores" / "m").iterdir()]
+    assert not list((root / "scores" / "m").iterdir())
     writer.flush()
     assert equal(StoreReader(root, "scores", "m").scores([key(1)])[0], a_score(-1))
 

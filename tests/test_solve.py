@@ -1,0 +1,231 @@
+"""The solve pipeline as a user runs it, with the scripted engine: fast, and failures on demand."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ensemble.config import ROOT
+
+CONFIG = """
+models:
+  tiny: {source: {path: MODEL}, context_length: 400, engine: {device: cpu, fake: FAKE}}
+templates:
+  choice: {question: "Q {{ text }}{% for c in choices %} {{ c.label }}={{ c.text }}{% endfor %} A", answer: "{{ answer }}"}
+  open: {question: "Q {{ text }} A"}
+tasks:
+  multiple_choice:
+    members:
+      - {model: tiny, template: choice, scoring: {method: letter, orders: cyclic}}
+      - {model: tiny, template: choice, scoring: {method: cloze}, weight: 2}
+  math: {members: [{model: tiny, template: open, sampling: {max_tokens: 20}}]}
+  generation: {members: [{model: tiny, template: open, sampling: {max_tokens: 20}, cut: forbid}]}
+ray: {stage_actors: 1}
+store: {path: STORE}
+"""
+
+
+def good(i: int) -> dict:
+    if i % 5 == 4:
+        return {"id": f"m{i}", "task": "math", "text": f"How much is {i}?", "answer": "7" if i % 2 else "8"}
+    choices = [f"option {j} of {i}" for j in range(2 + i % 4)]
+    return {"id": i, "task": "multiple_choice", "text": f"Which {i}?", "choices": choices, "answer": 1, "group": "g"}
+
+
+class Sandbox:
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.folder, self.model = folder, model
+        self.home = folder / "home"
+        self.home.mkdir()
+
+    def config(self, fake: str = "{}") -> Path:
+        text = CONFIG.replace("MODEL", str(self.model)).replace("STORE", str(self.folder / "store"))
+        path = self.folder / "run.yaml"
+        path.write_text(text.replace("FAKE", fake))
+        return path
+
+    def rows(self, rows: list, name: str = "in.jsonl") -> Path:
+        path = self.folder / name
+        path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+        return path
+
+    def env(self) -> dict[str, str]:
+        fixed = {"HOME": str(self.home), "QUORUM_HOME": str(self.folder / "q"), "RAY_AUTH_MODE": "disabled"}
+        dropped = ("RAY_ADDRESS", "PYTHONPATH")
+        return {k: v for k, v in os.environ.items() if k not in dropped} | fixed
+
+    def solve(self, *arguments: object, code: str | None = None) -> subprocess.CompletedProcess[str]:
+        script = [str(ROOT / "pipelines/solve.py")] if code is None else ["-c", code]
+        command = [sys.executable, *script, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, env=self.env(), cwd=self.folder, timeout=200)
+
+    def read(self, name: str, run: str = "out") -> list[dict]:
+        return [json.loads(line) for line in (self.folder / run / name).read_text().splitlines()]
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path, word_tokenizer: Path) -> Sandbox:
+    return Sandbox(tmp_path, word_tokenizer)
+
+
+BAD = [
+    ({"task": "math", "text": "x"}, "id"),
+    (good(0), "id"),  # stands there already
+    ({"id": "b1", "task": "maths", "text": "x"}, "did you mean 'math'"),
+    ({"id": "b2", "task": "multiple_choice", "text": "x"}, "choices"),
+    ({"id": "b3", "task": "multiple_choice", "text": "x", "choices": ["a", "b"], "answer": 2}, "out of range"),
+    ({"id": "b4", "task": "math", "text": "  "}, "text"),
+    ({"id": "b5", "task": "math", "text": 5}, "text"),
+    ('{"id": "b6", "task": "math", "text": "x"', "JSON"),
+    ("[1, 2", "JSON"),
+    ({"id": "b7", "task": "multiple_choice", "text": "x", "choices": "ab"}, "choices"),
+    ({"id": "b8", "task": "multiple_choice", "text": "x", "choices": ["a"]}, "choices"),
+    ({"id": True, "task": "math", "text": "x"}, "id"),
+    ({"id": "b9", "text": "x"}, "task"),
+    ('"just a string"', "object"),
+    (
+        {"id": "b10", "task": "multiple_choice", "text": "x", "choices": [{"choice_id": 1, "text": "a"}] * 2},
+        "choice_id",
+    ),
+]
+
+
+def test_fifteen_bad_rows_of_forty_and_then_a_replay(sandbox: Sandbox):
+    rows: list = [good(i) for i in range(25)]
+    places = [3 + 2 * i for i in range(len(BAD))]
+    for place, (row, _) in zip(places, BAD, strict=True):
+        rows.insert(place, row)
+    assert len(rows) == 40
+    arguments = ["--config", sandbox.config(), "--input", sandbox.rows(rows), "--output", "out"]
+    first = sandbox.solve(*arguments)
+    assert first.returncode == 1, first.stderr
+    predictions = sandbox.read("predictions.jsonl")
+    assert [p["id"] for p in predictions] == [good(i)["id"] for i in range(25)]
+    assert not any(p["error"] for p in predictions)
+    errors = sandbox.read("errors.jsonl")
+    assert [e["line"] for e in errors] == [place + 1 for place in places]
+    for error, (_, named) in zip(errors, BAD, strict=True):
+        assert named.lower() in error["message"].lower()
+    choice = predictions[1]
+    assert choice["orders_used"] == 3 + 1  # three cyclic orders by letter, one by cloze
+    assert sum(choice["votes"]) == 4
+    assert len(choice["scores"]) == 3
+    grades = json.loads((sandbox.folder / "out/grades.json").read_text())
+    assert grades["math"]["numeric_match"]["n"] == 5
+    assert grades["math"]["numeric_match"]["mean"] == pytest.approx(0.4)  # i = 9, 19 of 4, 9, 14, 19, 24
+    assert grades["multiple_choice/g"]["accuracy"]["n"] == 20
+    submission = [json.loads(x) for x in (sandbox.folder / "out/submission.json").read_text().splitlines()]
+    assert [s["answer"] for s in submission] == [p["prediction"] for p in predictions]
+    manifest = json.loads((sandbox.folder / "out/manifest.json").read_text())
+    assert manifest["questions"] | {"near_ties": 0} == {
+        "total": 25, "by_task": {"multiple_choice": 20, "math": 5}, "answered": 25, "from_store": 0, "computed": 25,
+        "failed": 0, "bad_rows": 15, "near_ties": 0, "cut": 0,
+    }  # fmt: skip
+    assert "<html" in (sandbox.folder / "out/report.html").read_text()
+    assert "b3" in (sandbox.folder / "out/report.html").read_text()
+
+    # The replay computes nothing, imports neither Ray nor torch, and writes the same bytes.
+    names = ("predictions.jsonl", "grades.json", "submission.json", "errors.jsonl")
+    before = {name: (sandbox.folder / "out" / name).read_bytes() for name in names}
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from pipelines import cli, run\n"
+        f"assert run.solve(cli.parser('', '').parse_args({[str(a) for a in arguments]!r})) == 1\n"
+        "assert not {'ray', 'torch', 'vllm', 'transformers'} & set(sys.modules)\n"
+    )
+    again = sandbox.solve(code=code)
+    assert again.returncode == 0, again.stderr
+    assert {name: (sandbox.folder / "out" / name).read_bytes() for name in names} == before
+    assert json.loads((sandbox.folder / "out/manifest.json").read_text())["questions"]["from_store"] == 25
+
+    # More questions, another vote and a gold file: only the new rows are computed.
+    sandbox.rows([*rows, good(25)])
+    gold = sandbox.rows([good(0) | {"answer": 0}], "gold.jsonl")
+    more = sandbox.solve(
+        *arguments, "--gold", gold, "--set", "tasks.multiple_choice.members.1.scoring.normalisation=sum"
+    )
+    assert more.returncode == 1, more.stderr
+    questions = json.loads((sandbox.folder / "out/manifest.json").read_text())["questions"]
+    assert (questions["from_store"], questions["computed"]) == (25, 1)
+    assert sandbox.read("predictions.jsonl")[0]["grade"]["accuracy"] != predictions[0]["grade"]["accuracy"]
+
+
+def test_a_question_that_fails_is_reported_and_the_rest_is_answered(sandbox: Sandbox):
+    # The tokenizer has one token per byte; the scripted engine fails on the token of "Z".
+    from transformers import AutoTokenizer
+
+    poison = AutoTokenizer.from_pretrained(sandbox.model)("Z")["input_ids"][0]
+    rows = [
+        good(0),
+        {"id": "bad", "task": "math", "text": "Z?"},
+        {"id": "long", "task": "generation", "text": "x" * 500},
+    ]
+    rows += [{"id": "fits", "task": "generation", "text": "Who?"}]
+    config = sandbox.config(fake=f"{{poison: {poison}}}")
+    done = sandbox.solve(
+        "--config", config, "--input", sandbox.rows(rows), "--output", "out", "--set", "submission.format=matsuo"
+    )
+    assert done.returncode == 1, done.stderr
+    by_id = {p["id"]: p for p in sandbox.read("predictions.jsonl")}
+    assert list(by_id) == [0, "bad", "long", "fits"]
+    assert by_id["bad"]["error"]["type"] == "EngineError"
+    assert by_id["long"]["error"]["type"] == "TooLongError"
+    assert "set cut: tail or head" in by_id["long"]["error"]["message"]
+    assert by_id[0]["error"] is None
+    assert [(e["id"], e["line"]) for e in sandbox.read("errors.jsonl")] == [("bad", 2), ("long", 3)]
+    submission = json.loads((sandbox.folder / "out/submission.json").read_text())
+    assert [s["id"] for s in submission] == [0, "bad", "long", "fits"]
+    assert submission[1]["answer"] == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input", "nowhere.jsonl"], r"no file or folder matches 'nowhere.jsonl'"),
+        (["--input", "empty.jsonl"], r"empty\.jsonl.*no rows"),
+        (["--input", "binary.jsonl"], r"binary\.jsonl"),
+        (["--input", "bad.jsonl"], r"no usable"),
+        (["--input", "sums.jsonl"], r"nobody answers 1 summarization rows: add members under tasks.summarization"),
+        (["--input", "ok.jsonl", "--set", "tasks.math.memers=[]"], r"unknown key 'memers'; did you mean 'members'"),
+        (["--input", "ok.jsonl", "--set", "models.tiny.source.path=/nowhere"], r"/nowhere"),
+        (["--input", "ok.jsonl", "--task", "maths"], r"unknown task 'maths'; did you mean 'math'"),
+        (
+            ["--input", "ok.jsonl", "--output", "ok.jsonl/out"],
+            r"output folder ok.jsonl/out: .*give another with --output",
+        ),
+        (["--input", "ok.jsonl", "--set", "store.path=ok.jsonl/s"], r"store ok.jsonl/s: .*--set store.path=DIR"),
+        (["--input", "ok.jsonl", "--gold", "nogold.jsonl"], r"no row has a gold answer"),
+        (["--input", "ok.jsonl", "--set", "tasks.math.metrics=[acuracy]"], r"unknown metric 'acuracy'"),
+    ],
+)
+def test_unusable_input_or_config_ends_with_status_2_and_one_line(sandbox: Sandbox, arguments, message):
+    sandbox.rows([{"id": 1, "task": "math", "text": "x"}], "ok.jsonl")
+    sandbox.rows([{"id": 1, "task": "math", "text": "x"}], "nogold.jsonl")
+    sandbox.rows([], "empty.jsonl")
+    sandbox.rows([{"id": 1}], "bad.jsonl")
+    sandbox.rows([{"id": 1, "task": "summarization", "text": "x"}], "sums.jsonl")
+    (sandbox.folder / "binary.jsonl").write_bytes(bytes(range(256)) * 10)
+    done = sandbox.solve("--config", sandbox.config(), "--output", "out", *arguments)
+    assert done.returncode == 2, done.stderr
+    (line,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
+    assert re.search(message, line)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_dry_run_prints_the_plan_and_starts_nothing(sandbox: Sandbox):
+    rows = sandbox.rows([good(i) for i in range(10)])
+    done = sandbox.solve("--config", sandbox.config(), "--input", rows, "--output", "out", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"multiple_choice\W+8\W+0\W+8\W+tiny/choice\W+letter", done.stdout)
+    assert "to load" in done.stdout
+    assert not (sandbox.folder / "out/predictions.jsonl").exists()
+
+
+def test_help_teaches(sandbox: Sandbox):
+    done = sandbox.solve("--help")
+    assert done.returncode == 0
+    assert "exit status: 0 all answered" in done.stdout
