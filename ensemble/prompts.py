@@ -18,6 +18,7 @@ from ensemble.errors import ConfigError, PromptError, TooLongError
 from ensemble.records import Order, Question
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 NUMBERS = [str(n) for n in range(1, 27)]
 
 _jinja = jinja2.sandbox.SandboxedEnvironment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -207,6 +208,21 @@ class Prompter:
         # A chat template writes its own beginning of sequence: adding one more would change the numbers.
         add = not self._chat if special is None else special
         return list(self._tokenizer(text, add_special_tokens=add)["input_ids"])
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
+    """The model's own tokenizer as transformers loads it."""
+    try:
+        plain = json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] in PLAIN_TOKENIZERS
+    except (OSError, ValueError, KeyError):
+        plain = False
+    if plain:  # the same object without the way through all model classes, which costs 10 s and imports torch
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 def join_plain(turns: Sequence[tuple[str, str]], separator: str) -> str:

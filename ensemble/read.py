@@ -272,9 +272,8 @@ class _Text:
             except (ValueError, RecursionError) as error:
                 raise _explain(error) from None
             else:
-                if (
-                    whole or end < len(window) - TOKEN
-                ):  # a number may go on: of "-1.5" the decoder takes "-1" from "-1."
+                # A number may go on: the decoder takes -1 from "-1.", which may become -1.5.
+                if whole or end < len(window) - TOKEN:
                     return _checked(value, window[:end]), self.pos + end
             if size >= self.limit:
                 self._lower_limit(size)

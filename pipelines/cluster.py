@@ -186,7 +186,7 @@ class EngineClient:
                     ) from None
                 await asyncio.sleep(2.0**attempt)
             except RayTaskError as e:
-                raise unwrapped(e) from None
+                raise root_cause(e) from None
             except TimeoutError:
                 raise EngineError(
                     f"no reply from the engine in {self._seconds:g} s: raise ray.request_seconds, or see its log"
@@ -201,16 +201,18 @@ def wait_for(ref: Any, seconds: float) -> Any:
     try:
         return ray.get(ref, timeout=seconds)
     except RayTaskError as e:
-        raise unwrapped(e) from None
+        raise root_cause(e) from None
     except GetTimeoutError:
         raise
     except RayActorError as e:
         raise ModelError(f"an engine's process died while it started ({_first_line(e)}): too little memory?") from None
 
 
-def unwrapped(error: RayTaskError) -> BaseException:
-    cause = error.cause
-    return cause if isinstance(cause, Exception) else EngineError(_first_line(error))
+def root_cause(error: BaseException) -> BaseException:
+    """What was raised first, under the wrappers of Ray and Ray Data."""
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None and inner is not error:
+        error = inner
+    return error
 
 
 def enter(cwd: str) -> None:

@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError
 
 from ensemble.errors import EngineError, ModelError, QuorumError
 from ensemble.plan import Plan
 from ensemble.read import iter_blocks
 from ensemble.records import Question
-from pipelines.cluster import EngineSpec, connect, start_engines, unwrapped, wait_for
+from pipelines.cluster import EngineSpec, connect, root_cause, start_engines, wait_for
 from pipelines.progress import Progress
 from pipelines.stage import Job, Stage, preflight
 
 STAGE_CPUS = 0.25  # stage actors wait for engines most of the time
-FATAL = ("ModelError", "ConfigError", "PromptError", "EngineError")
+FATAL = ("ModelError", "ConfigError", "PromptError")
 
 
 @dataclass
@@ -173,6 +173,7 @@ def _stream(job: Job, blocks: Sequence[str], result: Inference, progress: Progre
         Stage,
         fn_constructor_args=[job],
         batch_size=1,
+        batch_format="pyarrow",
         num_cpus=STAGE_CPUS,
         compute=ray.data.ActorPoolStrategy(size=config.stage_actors, max_concurrent_calls_per_actor=2),
         # Ray Data would restart actors forever. A dead stage ends the pass instead, and the next one finds in the
@@ -185,10 +186,10 @@ def _stream(job: Job, blocks: Sequence[str], result: Inference, progress: Progre
                 result.take(batch.to_pylist())
             return
         except RayError as e:
-            cause = unwrapped(e) if isinstance(e, RayTaskError) else None
+            cause = root_cause(e)
             if isinstance(cause, QuorumError):
                 raise cause from None
-            reason = " ".join(str(e).split())[-300:]
+            reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
             if attempt == config.retries:
                 raise EngineError(f"the run stopped: {reason}; run the same command to go on") from e
             progress.warn(f"a stage actor failed, going on from the store: {reason}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ensemble import manifest, report
 from ensemble.config import RunConfig, load_config
-from ensemble.errors import ConfigError, InputError
+from ensemble.errors import ConfigError, InputError, StoreError
 from ensemble.grading import check_metrics
 from ensemble.names import unknown
 from ensemble.outputs import output_error, write_errors, write_json, write_results
@@ -43,7 +43,7 @@ def solve(options: argparse.Namespace) -> int:
         gold = read_gold(options.gold) if options.gold else None
         if options.fresh:
             shutil.rmtree(folder / "fresh-store", ignore_errors=True)
-        store = open_store(folder / "fresh-store" if options.fresh else config.store.path).resolve()
+        store = _store(folder / "fresh-store" if options.fresh else Path(config.store.path))
         missing = count_missing(plan, store, read)
         clock.lap("plan")
         if options.dry_run:
@@ -125,6 +125,13 @@ def _covering(config: RunConfig, read: InputSummary) -> RunConfig:
             f"or run one task with --task {next(iter(config.tasks))}"
         )
     return config
+
+
+def _store(path: Path) -> Path:
+    try:
+        return open_store(path).resolve()
+    except StoreError as e:  # before anything is computed, so that it counts as unusable config
+        raise ConfigError(str(e)) from None
 
 
 def _writable(folder: Path) -> Path:

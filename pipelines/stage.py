@@ -14,7 +14,7 @@ from ensemble.answer import Asker, answer
 from ensemble.config import RunConfig
 from ensemble.errors import QuorumError
 from ensemble.plan import Evidences, Plan, sample_seed
-from ensemble.prompts import Prompter
+from ensemble.prompts import Prompter, load_tokenizer
 from ensemble.read import iter_blocks
 from ensemble.records import Decision, Question, Sample, Score
 from ensemble.store import StoreWriter
@@ -130,11 +130,9 @@ _tokenizers: dict[str, Any] = {}
 def tokenizer(name: str, config: RunConfig) -> Any:
     """The model's own tokenizer, loaded once per process."""
     if name not in _tokenizers:
-        from transformers import AutoTokenizer
-
         model = config.models[name]
         folder = models.prepare(name, model, lambda _: None, tokenizer_only=True)
-        _tokenizers[name] = AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+        _tokenizers[name] = load_tokenizer(folder, model.trust_remote_code)
     return _tokenizers[name]
 
 
@@ -144,10 +142,11 @@ class Stage:
     def __init__(self, job: Job) -> None:
         self._solver = Solver(job)
 
-    async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        (questions,) = iter_blocks([str(path) for path in batch["block"]])
-        outcomes = await self._solver.solve(questions)
-        return {column: np.array([o[column] for o in outcomes]) for column in outcomes[0]}
+    async def __call__(self, batch: Any) -> Any:
+        import pyarrow as pa
+
+        (questions,) = iter_blocks(batch["block"].to_pylist())
+        return pa.Table.from_pylist(await self._solver.solve(questions))
 
 
 def preflight(job: Job, questions: list[Question]) -> list[dict[str, Any]]:

@@ -136,7 +136,7 @@ def test_a_folders_fingerprint_is_its_files(folder: Path, tmp_path: Path) -> Non
     seen.add(now())
     (folder / "more.txt").write_text("")
     seen.add(now())
-    (folder / "more.txt").rename(folder / "less.txt")
+    (folder / "more.txt").rename(folder / "mort.txt")  # in the same place of the list
     seen.add(now())
     assert len(seen) == 4
     folder.rename(tmp_path / "elsewhere")
@@ -262,9 +262,12 @@ def test_a_package_is_converted_once(package: str, log: Path, quorum_home: Path)
     assert len(log.read_text().splitlines()) == 1
 
 
-def test_the_prepared_folder_needs_no_package(package: str, log: Path, tmp_path: Path) -> None:
+def test_the_prepared_folder_needs_no_package_and_no_lock(
+    package: str, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = models.prepare("tiny", package_config(package), silent)
     (tmp_path / "site" / "tiny_gguf" / "data" / "tiny.gguf").unlink()
+    monkeypatch.setattr("filelock.FileLock", None)  # QUORUM_HOME may be shared and not to be written
     assert models.prepare("tiny", package_config(package), silent) == folder
 
 
