@@ -236,7 +236,7 @@ class _Text:
     def more(self, size: int) -> bool:
         """Read `size` bytes or more; False at the end of the file."""
         data = self.file.read(max(size, 16 * self.chunk))
-        self.text, self.pos = self.text[self.pos :] + self.utf8.decode(data, final=not data), 0
+        self.text, self.pos = self.text[self.pos :] + self.utf8.decode(data), 0
         return bool(data)
 
     def advance(self, pos: int) -> None:

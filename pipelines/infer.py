@@ -1,6 +1,7 @@
 """The inference phase: engines start, one question per task is tried, then Ray Data streams all that is missing."""
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -85,13 +86,15 @@ def infer(plan: Plan, store: str, blocks: Sequence[str], missing: Counter[str], 
         job = Job(plan, store, engines, ray.remote(num_cpus=0)(Board).remote(), os.getcwd())
         # Sent before the engines are ready: its imports and tokenizers load meanwhile.
         tried = ray.remote(num_cpus=STAGE_CPUS)(preflight).remote(job, _first_questions(blocks, missing))
+        data = importlib.import_module("ray.data")  # takes seconds, spent while the engines load
+
         _await_engines(engines, config.ray.engine_start_seconds, progress)
         lap("engines")
         progress.note("preflight: one question per task")
         result.take(_checked(wait_for(tried, config.ray.engine_start_seconds), progress))
         lap("preflight")
         with _watching(job, missing, progress):
-            _stream(job, blocks, result, progress)
+            _stream(data, job, blocks, result, progress)
         lap("solve")
         for actors in engines.values():
             for actor in actors:
@@ -159,23 +162,21 @@ def _by_name(name: str) -> Callable[[str], QuorumError]:
     return kind
 
 
-def _stream(job: Job, blocks: Sequence[str], result: Inference, progress: Progress) -> None:
-    import ray.data
-
+def _stream(data: Any, job: Job, blocks: Sequence[str], result: Inference, progress: Progress) -> None:
     config = job.plan.config.ray
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
+    context = data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # Rows are paths of blocks: the questions themselves are read where they are answered.
-    paths = ray.data.from_items([{"block": block} for block in blocks], override_num_blocks=len(blocks))
+    paths = data.from_items([{"block": block} for block in blocks], override_num_blocks=len(blocks))
     dataset = paths.map_batches(
         Stage,
         fn_constructor_args=[job],
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=STAGE_CPUS,
-        compute=ray.data.ActorPoolStrategy(size=config.stage_actors, max_concurrent_calls_per_actor=2),
+        compute=data.ActorPoolStrategy(size=config.stage_actors, max_concurrent_calls_per_actor=2),
         # Ray Data would restart actors forever. A dead stage ends the pass instead, and the next one finds in the
         # store what this one did.
         ray_remote_args_fn=lambda: {"max_restarts": 0, "max_task_retries": 0},

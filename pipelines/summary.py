@@ -88,8 +88,9 @@ def print_results(
     questions = facts["questions"]
     total = sum(v for v in facts["seconds"].values() if isinstance(v, float))
     console.print(
-        f"{questions['answered']} answered ({questions['from_store']} from the store, {questions['computed']} computed) "
-        f"in {total:.1f} s; {questions['failed']} failed, {len(errors)} bad rows, {questions['near_ties']} near ties, "
+        f"{questions['answered']} answered ({questions['from_store']} from the store, {questions['computed']} "
+        f"computed) in {total:.1f} s; {questions['failed']} failed, {len(errors)} bad rows, "
+        f"{questions['near_ties']} near ties, "
         f"{questions['cut']} inputs cut\nresults in {folder}/ (open report.html)",
         soft_wrap=True, highlight=False,
     )  # fmt: skip
