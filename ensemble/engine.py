@@ -111,7 +111,9 @@ class VLLMEngine:
                 break
         else:
             raise EngineError("vLLM read the prefix cache although it was told not to")
-        values = [_finite(output.prompt_logprobs[start + k][token].logprob) for k, token in enumerate(continuation)]
+        # From the end: whether cached positions have (empty) entries differs between vLLM's versions.
+        table = output.prompt_logprobs[-len(continuation) :]
+        values = [_finite(entry[token].logprob) for entry, token in zip(table, continuation, strict=True)]
         return _reply([math.fsum(values)], output)
 
     async def generate(self, prompt: TokenIds, sampling: Sampling, seed: int) -> GenerateReply:

@@ -177,11 +177,9 @@ def _convert(gguf: Path, target: Path, dtype: str) -> None:
     known = "tokenizer.ggml.pre" in fields and fields["tokenizer.ggml.pre"].contents() == "smollm"
     tokenizer = _smollm_tokenizer(fields) if known else AutoTokenizer.from_pretrained(gguf.parent, **where)
     tokenizer.save_pretrained(target)
+    # Left to itself, transformers keeps the weights packed where it finds kernels, and could not save them.
     options = {"dtype": getattr(torch, dtype), "quantization_config": GgufConfig(dequantize=True)}
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, **where, **options)
-    model.hf_quantizer, model.is_quantized = None, False  # no longer quantized: what is saved must not say so
-    vars(model.config).pop("quantization_config", None)
-    model.save_pretrained(target)
+    AutoModelForCausalLM.from_pretrained(gguf.parent, **where, **options).save_pretrained(target)
 
 
 def _smollm_tokenizer(fields: Any) -> Any:

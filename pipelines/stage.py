@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import time
+import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from ensemble.store import StoreWriter
 from ensemble.votes import Evidence, Voter
 from pipelines.cluster import EngineClient, enter
 
+FATAL_ROW = -1  # row_index of an outcome that ends the run
 REPEAT_EVERY = 100  # of the input's rows, one is asked twice to measure drift
 
 
@@ -70,16 +72,7 @@ class Solver:
 
     async def _one(self, question: Question, evidence: list[Evidence]) -> dict[str, Any]:
         started = time.monotonic()
-        outcome: dict[str, Any] = {
-            "row_index": question.row_index,
-            "task": question.task,
-            "computed": False,
-            "error_type": "",
-            "error_message": "",
-            "drift": math.nan,
-            "letter_mass": math.nan,
-            "usage": "",
-        }
+        outcome = blank_outcome(question.row_index, question.task)
         try:
             askers = self._askers_of(question.task)
             voter = self._voters.setdefault(question.task, self._plan.voter(question.task))
@@ -89,8 +82,8 @@ class Solver:
                 outcome["letter_mass"] = decision.letter_mass
             if outcome["computed"] and question.row_index % REPEAT_EVERY == 0 and decision.scores is not None:
                 outcome["drift"] = await self._drift(question, voter, askers, decision)
-        except QuorumError as e:
-            outcome |= {"error_type": type(e).__name__, "error_message": str(e)}
+        except Exception as e:  # whatever it is, the other questions go on
+            outcome |= {"error_type": type(e).__name__, "error_message": _message(e)}
         self._writer.flush_if_due()
         if outcome["computed"] or outcome["error_type"]:
             self._job.board.add.remote(question.task, time.monotonic() - started, bool(outcome["error_type"]))
@@ -136,6 +129,28 @@ def tokenizer(name: str, config: RunConfig) -> Any:
     return _tokenizers[name]
 
 
+def blank_outcome(row_index: int, task: str) -> dict[str, Any]:
+    return {
+        "row_index": row_index,
+        "task": task,
+        "computed": False,
+        "error_type": "",
+        "error_message": "",
+        "drift": math.nan,
+        "letter_mass": math.nan,
+        "usage": "",
+    }
+
+
+def _message(error: Exception) -> str:
+    """One line; of an error that nobody foresaw also where it was raised."""
+    text = " ".join(str(error).split())[:500]
+    if isinstance(error, QuorumError):
+        return text
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{text} ({last.filename}:{last.lineno}): please report this"
+
+
 class Stage:
     """Ray Data's callable: the path of a block in, outcome columns out. Several blocks are in flight in one actor."""
 
@@ -145,8 +160,12 @@ class Stage:
     async def __call__(self, batch: Any) -> Any:
         import pyarrow as pa
 
-        (questions,) = iter_blocks(batch["block"].to_pylist())
-        return pa.Table.from_pylist(await self._solver.solve(questions))
+        try:
+            (questions,) = iter_blocks(batch["block"].to_pylist())
+            outcomes = await self._solver.solve(questions)
+        except Exception as e:  # a row, because an exception loses its type on its way through Ray Data
+            outcomes = [blank_outcome(FATAL_ROW, "") | {"error_type": type(e).__name__, "error_message": _message(e)}]
+        return pa.Table.from_pylist(outcomes)
 
 
 def preflight(job: Job, questions: list[Question]) -> list[dict[str, Any]]:

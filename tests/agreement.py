@@ -1,6 +1,6 @@
 """Scores 20 demo questions by vLLM and by transformers, same weights, and prints both as JSON (run by test_engine).
 
-    python tests/agreement.py float32
+python tests/agreement.py float32
 """
 
 import asyncio
@@ -82,7 +82,16 @@ def main(dtype: str) -> None:
     finally:
         engine.close()
     tokens = {kind: [[len(c) for c in r.continuations] for r in rs] for kind, rs in asked.items()}
-    print(json.dumps({**result, "transformers": by_transformers(folder, dtype, asked), "exact": by_transformers(folder, "float32", asked), "tokens": tokens}))
+    print(
+        json.dumps(
+            {
+                **result,
+                "transformers": by_transformers(folder, dtype, asked),
+                "exact": by_transformers(folder, "float32", asked),
+                "tokens": tokens,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -117,7 +117,9 @@ def test_the_passage_is_cut_and_the_question_and_options_never(word_tokenizer):
 
 def test_shots_are_dropped_before_the_text_is_cut(word_tokenizer, tmp_path):
     shots = tmp_path / "shots.jsonl"
-    shots.write_text("\n".join(json.dumps({"id": i, "task": "math", "text": "s" * 20, "answer": "1"}) for i in range(3)))
+    shots.write_text(
+        "\n".join(json.dumps({"id": i, "task": "math", "text": "s" * 20, "answer": "1"}) for i in range(3))
+    )
     tpl = Template(question="{{ text }}", separator="|", shots=Shots(file=str(shots), n=3))
     p, tok = prompter(word_tokenizer, tpl, context=100)
     # 90 tokens for the prompt; a shot with its separator takes 23. 30 characters leave room for two of them.

@@ -166,7 +166,7 @@ def test_gold(row: dict[str, Any], gold: object) -> None:
         (LETTERS | {"answer": 7}, "answer 7 is out of range: the 4 choices have indices 0 to 3"),
         (LETTERS | {"answer": -1}, "answer -1 is out of range: the 4 choices have indices 0 to 3"),
         (LETTERS | {"answer": "E"}, "answer 'E' is out of range: the 4 choices have letters A to D"),
-        (LETTERS | {"answer": "ı"}, "write the option's index (0 to 3) or letter (A to D)"),
+        (LETTERS | {"answer": "\u0131"}, "write the option's index (0 to 3) or letter (A to D)"),
         (LETTERS | {"answer": "2"}, "answer is '2'; write the option's index (0 to 3) or letter (A to D)"),
         (LETTERS | {"answer": ""}, "answer is ''; write the option's index (0 to 3) or letter (A to D)"),
         (LETTERS | {"answer": True}, "answer is true; write the option's index (0 to 3) or letter (A to D)"),

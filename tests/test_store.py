@@ -91,7 +91,9 @@ def test_nothing_half_written_is_ever_read(tmp_path):
         "    print(i, flush=True)\n"
     )
     repository = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    process = subprocess.Popen([sys.executable, "-c", program, str(root), repository], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(root), repository], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     with process:
         lines = [int(process.stdout.readline()) for _ in range(20)]
