@@ -19,9 +19,9 @@ from ensemble.errors import EngineError, ModelError, QuorumError
 from ensemble.plan import Plan
 from ensemble.read import iter_blocks
 from ensemble.records import Question
-from pipelines.cluster import EngineSpec, connect, root_cause, start_engines, wait_for
+from pipelines.cluster import EngineSpec, connect, start_engines, wait_for
 from pipelines.progress import Progress
-from pipelines.stage import Job, Stage, preflight
+from pipelines.stage import FATAL_ROW, Job, Stage, preflight
 
 STAGE_CPUS = 0.25  # stage actors wait for engines most of the time
 FATAL = ("ModelError", "ConfigError", "PromptError")
@@ -158,7 +158,7 @@ def _checked(outcomes: list[dict[str, Any]], progress: Progress) -> list[dict[st
 def _by_name(name: str) -> Callable[[str], QuorumError]:
     import ensemble.errors
 
-    kind: Callable[[str], QuorumError] = getattr(ensemble.errors, name)
+    kind: Callable[[str], QuorumError] = getattr(ensemble.errors, name, EngineError)
     return kind
 
 
@@ -184,13 +184,14 @@ def _stream(data: Any, job: Job, blocks: Sequence[str], result: Inference, progr
     for attempt in range(config.retries + 1):
         try:
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                result.take(batch.to_pylist())
+                rows = batch.to_pylist()
+                for row in rows:
+                    if row["row_index"] == FATAL_ROW:
+                        raise _by_name(row["error_type"])(row["error_message"])
+                result.take(rows)
             return
         except RayError as e:
-            cause = root_cause(e)
-            if isinstance(cause, QuorumError):
-                raise cause from None
-            reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+            reason = f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
             if attempt == config.retries:
                 raise EngineError(f"the run stopped: {reason}; run the same command to go on") from e
             progress.warn(f"a stage actor failed, going on from the store: {reason}")

@@ -13,7 +13,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from ensemble import models
 from ensemble.config import ROOT, Letter, Member, RunConfig, Sampling, load_config, read_yaml
 from ensemble.engine import ScoreRequest, VLLMEngine
-from ensemble.prompts import Prompter
+from ensemble.prompts import Prompter, load_tokenizer
 from ensemble.questions import parse_question
 from ensemble.read import iter_rows
 
@@ -68,15 +68,13 @@ def by_transformers(folder: Path, dtype: str, asked: dict[str, list[ScoreRequest
     return {kind: [[total(r.prompt, c) for c in r.continuations] for r in rs] for kind, rs in asked.items()}
 
 
-def main(dtype: str) -> None:
-    from transformers import AutoTokenizer
-
+def main(dtype: str, device: str = "cpu") -> None:
     letters = json.dumps(read_yaml(ROOT / "configs/templates/letters.yaml"))
     config = load_config(ROOT / "configs/demo.yaml", [f"models.smollm2.dtype={dtype}", f"templates.letters={letters}"])
     model = config.models["smollm2"]
     folder = models.prepare("smollm2", model, lambda line: print(line, file=sys.stderr))
-    asked = requests(config, AutoTokenizer.from_pretrained(folder))
-    engine = VLLMEngine(model, folder, "cpu")
+    asked = requests(config, load_tokenizer(folder, False))
+    engine = VLLMEngine(model, folder, device)
     try:
         result = asyncio.run(by_vllm(engine, asked))
     finally:
@@ -95,4 +93,4 @@ def main(dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
