@@ -186,7 +186,7 @@ class RunConfig(Record):
     output: str = Field("runs/default", description="Run folder.")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Of sampling and of bootstrap intervals.")
     near_tie: Annotated[float, Field(ge=0)] = Field(
-        0.03, description="Log-probability per token that other batching or hardware may change; marks near ties."
+        0.1, description="Log-probability per token that other batching or hardware may change; marks near ties."
     )
     tasks: dict[Task, TaskPlan] = Field(min_length=1, description="Per task its members.")
     models: dict[str, ModelConfig] = Field({}, description="Resolved from configs/models; overrides go here.")

@@ -38,8 +38,16 @@ def test_float32_log_probabilities_are_those_of_transformers():
     assert found["sampled"][0] == found["sampled"][1] != found["sampled"][2]
 
 
-def test_bfloat16_log_probabilities_are_near_those_of_transformers():
+def test_bfloat16_log_probabilities_are_as_exact_as_those_of_transformers():
+    # In 16 bits transformers itself is 0.03 to 0.15 per token away from what the same weights give in float32,
+    # so the mean must agree, and vLLM must not be farther from float32 than transformers is.
     found = agreement("bfloat16")
     for kind in ("cloze", "letter"):
-        difference = per_token(found["logprobs"][kind], found["transformers"][kind], found["tokens"][kind])
-        assert abs(difference.mean()) < 0.06
+        tokens = found["tokens"][kind]
+        weights = np.concatenate([np.asarray(row) for row in tokens])
+        ours = per_token(found["logprobs"][kind], found["exact"][kind], tokens)
+        theirs = per_token(found["transformers"][kind], found["exact"][kind], tokens)
+        assert np.average(np.abs(ours), weights=weights) <= 1.25 * np.average(np.abs(theirs), weights=weights)
+    cloze = per_token(found["logprobs"]["cloze"], found["transformers"]["cloze"], found["tokens"]["cloze"])
+    weights = np.concatenate([np.asarray(row) for row in found["tokens"]["cloze"]])
+    assert abs(np.average(cloze, weights=weights)) < 0.03

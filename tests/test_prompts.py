@@ -131,7 +131,7 @@ def test_shots_are_dropped_before_the_text_is_cut(word_tokenizer, tmp_path):
 
 def test_cutting_can_be_forbidden(word_tokenizer):
     p, _ = prompter(word_tokenizer, Template(question="{{ text }}"), context=100, cut="forbid")
-    with pytest.raises(TooLongError, match="10 tokens too long.*set cut: tail or head"):
+    with pytest.raises(TooLongError, match=r"10 tokens too long.*set cut: tail or head"):
         p.text(question("x" * 100, (), "generation"))
 
 

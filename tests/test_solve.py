@@ -15,7 +15,9 @@ CONFIG = """
 models:
   tiny: {source: {path: MODEL}, context_length: 400, engine: {device: cpu, fake: FAKE}}
 templates:
-  choice: {question: "Q {{ text }}{% for c in choices %} {{ c.label }}={{ c.text }}{% endfor %} A", answer: "{{ answer }}"}
+  choice:
+    question: "Q {{ text }}{% for c in choices %} {{ c.label }}={{ c.text }}{% endfor %} A"
+    answer: "{{ answer }}"
   open: {question: "Q {{ text }} A"}
 tasks:
   multiple_choice:

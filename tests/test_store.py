@@ -130,7 +130,7 @@ def test_a_full_disk_keeps_the_rows_for_another_try(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StoreError, match="No space left on device.*not computed again"):
+    with pytest.raises(StoreError, match=r"No space left on device.*not computed again"):
         writer.flush()
     monkeypatch.setattr(os, "fsync", real)
     assert not list((root / "scores" / "m").iterdir())

@@ -1,0 +1,137 @@
+"""The main path with the real model, real vLLM and real Ray on CPU: scores, kill -9, resume, replay, other formats."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ensemble.config import ROOT
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+FILES = ("predictions.jsonl", "grades.json", "submission.json", "errors.jsonl")
+
+
+def command(run: Path, store: Path, *more: object) -> list[str]:
+    script = [sys.executable, str(ROOT / "pipelines/solve.py"), "--config", "configs/demo.yaml"]
+    return [*script, "--output", str(run), "--set", f"store.path={store}", *map(str, more)]
+
+
+def env() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"RAY_AUTH_MODE": "disabled"}
+
+
+def solve(run: Path, store: Path, *more: object) -> dict:
+    done = subprocess.run(command(run, store, *more), capture_output=True, text=True, cwd=ROOT, env=env(), timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((run / "manifest.json").read_text())
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """The demo, run once without interruption; the run folder is `run`, the store `store`."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    manifest = solve(folder / "run", folder / "store")
+    assert manifest["questions"]["computed"] == manifest["questions"]["total"] == 60
+    return folder
+
+
+def test_the_demo_is_answered_graded_and_well_above_chance(undisturbed):
+    predictions = lines(undisturbed / "run/predictions.jsonl")
+    ids = [row["id"] for row in lines(ROOT / "configs/demo/questions.jsonl")]
+    assert [p["id"] for p in predictions] == ids
+    assert not any(p["error"] for p in predictions)
+    grades = json.loads((undisturbed / "run/grades.json").read_text())
+    # 22 four-option questions: chance is 0.25; 0.45 lies two standard errors above it.
+    assert grades["multiple_choice/english-4"]["accuracy"]["mean"] > 0.45
+    assert grades["generation"]["f1"]["mean"] > 0.3
+    assert grades["summarization"]["rouge1"]["mean"] > 0.1
+    (long,) = [p for p in predictions if p["group"] == "long"]
+    assert long["cut_tokens"] > 1000
+    manifest = json.loads((undisturbed / "run/manifest.json").read_text())
+    assert list(manifest["models"]) == ["smollm2"]
+    assert manifest["drift"]["repeated"] == 1
+    assert all(member["requests"] for member in manifest["usage"].values())
+
+
+def test_kill_9_loses_at_most_a_segment_and_decides_the_same(undisturbed, tmp_path):
+    run, store = tmp_path / "run", tmp_path / "store"
+    killed = subprocess.Popen(
+        command(run, store), cwd=ROOT, env=env(), stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 300
+    while not list(store.glob("scores/*/*.parquet")):  # the first segment: its preflight is stored, most is not
+        assert killed.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (run / "predictions.jsonl").exists()
+    _await_no_engines()
+
+    manifest = solve(run, store)
+    questions = manifest["questions"]
+    assert questions["from_store"] >= 4  # one question of each task
+    assert questions["computed"] == 60 - questions["from_store"]
+    ours, theirs = lines(run / "predictions.jsonl"), lines(undisturbed / "run/predictions.jsonl")
+    assert [a["id"] for a in ours] == [b["id"] for b in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        if a["task"] == "multiple_choice" and not (a["near_tie"] or b["near_tie"]):
+            assert a["prediction"] == b["prediction"]
+
+    for folder in (tmp_path, undisturbed):
+        before = [(folder / "run" / name).read_bytes() for name in FILES]
+        assert solve(folder / "run", folder / "store")["questions"]["computed"] == 0
+        assert [(folder / "run" / name).read_bytes() for name in FILES] == before
+
+
+def _await_no_engines() -> None:
+    """Ray and vLLM notice the driver's death and leave; a second engine beside the first would starve."""
+    for _ in range(120):
+        found = subprocess.run(["pgrep", "-f", "ray::EngineActor|VLLM::"], capture_output=True, text=True).stdout
+        if not found.strip():
+            return
+        time.sleep(0.5)
+    pytest.fail(f"engine processes outlive a killed driver: {found}")
+
+
+def test_arc_easy_by_cloze(data, tmp_path):
+    solve(tmp_path / "run", tmp_path / "store", "--input", data / "arc_easy_a.jsonl", "--limit", 200)
+    grades = json.loads((tmp_path / "run/grades.json").read_text())
+    assert grades["multiple_choice"]["accuracy"]["n"] == 200
+    assert grades["multiple_choice"]["accuracy"]["mean"] >= 0.42
+
+
+def test_the_matsuo_array_is_answered_and_graded_by_a_gold_file(data, tmp_path):
+    gold = data / "matsuo_style_gold.json"
+    more = ["--input", data / "matsuo_style.json", "--gold", gold, "--set", "submission.format=matsuo"]
+    more += ["--set", "tasks.summarization.members.0.sampling.max_tokens=24"]  # 20 long texts on two cores
+    solve(tmp_path / "run", tmp_path / "store", *more)
+    submission = json.loads((tmp_path / "run/submission.json").read_text())
+    by_id = {row["id"]: row for row in json.loads(gold.read_text())}
+    assert [row["id"] for row in submission] == list(by_id)
+    choices = [row for row in submission if row["task_type"] == "multiple_choice"]
+    assert all(row["answer"] in range(1, 6) for row in choices)
+    accuracy = sum(row["answer"] == by_id[row["id"]]["answer"] for row in choices) / 100
+    grades = json.loads((tmp_path / "run/grades.json").read_text())
+    assert grades["multiple_choice"]["accuracy"]["mean"] == pytest.approx(accuracy)
+    assert grades["summarization"]["rouge2_char"]["n"] == 20
+
+    def pairs(text: str) -> set[str]:
+        return {text[i : i + 2] for i in range(len(text) - 1)}
+
+    scores = []
+    for row in submission:
+        if row["task_type"] == "summarization":
+            a, b = pairs(row["answer"]), pairs(by_id[row["id"]]["summary"])
+            scores.append(2 * len(a & b) / (len(a) + len(b)))
+    assert grades["summarization"]["rouge2_char"]["mean"] == pytest.approx(sum(scores) / 20, abs=1e-6)
