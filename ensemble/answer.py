@@ -73,9 +73,15 @@ async def answer(
 ) -> Decision:
     """Ask until the voter decides. `record` gets each reply before it is used: what was paid for is kept."""
     known = list(evidence)
+
+    async def put(ask: Ask) -> None:
+        reply = await askers[ask.member](question, ask)
+        record(ask.member, question, reply)
+        known[ask.member] = merge(known[ask.member], reply) if isinstance(reply, Score) else reply
+
     while isinstance(step := voter.next(question, known), list):
-        replies = await asyncio.gather(*(askers[ask.member](question, ask) for ask in step))
-        for ask, reply in zip(step, replies, strict=True):
-            record(ask.member, question, reply)
-            known[ask.member] = merge(known[ask.member], reply) if isinstance(reply, Score) else reply
+        results = await asyncio.gather(*map(put, step), return_exceptions=True)  # the others' replies are kept
+        for error in results:
+            if error is not None:
+                raise error
     return step

@@ -173,8 +173,9 @@ def compact(root: Path, kind: Kind, key: str) -> int:
     if len(old) < 2:
         return sum(len(_read(path)) for path in old)
     name = f"{old[-1].name.split('-')[0]}-{uuid.uuid4().hex[:8]}.parquet"
-    rows = export(root, kind, key, old[-1].with_name(f".{name}"))
-    os.replace(old[-1].with_name(f".{name}"), old[-1].with_name(name))
+    temporary = old[-1].with_name(f".{name}.compacting")
+    rows = export(root, kind, key, temporary)
+    os.replace(temporary, old[-1].with_name(name))
     for path in old:
         path.unlink()
     return rows

@@ -110,3 +110,9 @@ def test_a_resolved_config_reads_back_as_itself():
     assert again == config
     assert fingerprint(again) == fingerprint(config)
     assert fingerprint(load_config(DEMO, ["seed=1"])) != fingerprint(config)
+
+
+def test_the_documentation_is_generated_from_the_records():
+    from pipelines.docs import page
+
+    assert (ROOT / "docs/config.md").read_text(encoding="utf-8") == page(), "run python pipelines/docs.py"

@@ -142,3 +142,38 @@ def test_the_store_is_refused_where_a_file_stands(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"give a writable folder with --set store.path"):
         open_store(tmp_path / "file" / "store")
+
+
+def store_command(*arguments):
+    repository = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    command = [sys.executable, os.path.join(repository, "pipelines/store.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_store_command_lists_verifies_compacts_and_exports(tmp_path):
+    import pyarrow.parquet as pq
+
+    root = open_store(tmp_path / "store")
+    for value in (-1.0, -2.0, -3.0):
+        writer = StoreWriter(root, 100)
+        for i in range(3):
+            writer.add("k", key(i), a_score(value - i))
+        writer.flush()
+        time.sleep(0.001)
+    before = StoreReader(root, "scores", "k").scores([key(i) for i in range(3)])
+    assert "9 rows     3 segments" in store_command("ls", root).stdout
+    assert store_command("gc", root).returncode == 0
+    assert len(segments(root, "scores", "k")) == 1
+    after = StoreReader(root, "scores", "k").scores([key(i) for i in range(3)])
+    assert all(equal(a, b) for a, b in zip(after, before, strict=True))
+    assert store_command("export", root, "k", tmp_path / "out.parquet").returncode == 0
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == 9
+    (segment,) = segments(root, "scores", "k")
+    segment.write_bytes(b"PAR1 damaged")
+    verified = store_command("verify", root)
+    assert verified.returncode == 1
+    assert "delete it: only its rows are computed again" in verified.stdout
+    missing = store_command("export", root, "other", tmp_path / "x")
+    assert missing.returncode == 2
+    assert "available: k" in missing.stderr
+    assert store_command("ls", tmp_path).returncode == 2
