@@ -183,15 +183,22 @@ def compact(root: Path, kind: Kind, key: str) -> int:
 
 def export(root: Path, kind: Kind, key: str, file: Path) -> int:
     """Writes a member's rows, in the order in which they count, to one Parquet file; returns the rows."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows = 0
+    waiting = schema(kind).empty_table()
     with pq.ParquetWriter(file, schema(kind), compression="zstd") as writer:
         for path in segments(root, kind, key):
-            table = _read(path)
-            rows += len(table)
-            writer.write_table(table, row_group_size=GROUP_ROWS)
-    return rows
+            waiting = pa.concat_tables([waiting, _read(path)])
+            whole = len(waiting) - len(waiting) % GROUP_ROWS  # look-ups rely on full row groups
+            if whole:
+                writer.write_table(waiting.slice(0, whole), row_group_size=GROUP_ROWS)
+                waiting = waiting.slice(whole)
+                rows += whole
+        if len(waiting):
+            writer.write_table(waiting)
+    return rows + len(waiting)
 
 
 def segments(root: Path, kind: Kind, key: str) -> list[Path]:

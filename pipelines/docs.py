@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from ensemble import config
 
-SECTIONS = {
+SECTIONS: dict[str, type[config.Record]] = {
     "Run config": config.RunConfig,
     "tasks.TASK": config.TaskPlan,
     "tasks.TASK.members.N": config.Member,
