@@ -20,7 +20,8 @@ class Inferred(Protocol):
     """What the inference phase reports; see `pipelines.infer.Inference`."""
 
     computed: int
-    usage: dict[str, Counter[str]]
+    usage: dict[str, dict[str, Counter[str]]]
+    spans: dict[str, tuple[float, float]]
     drift: list[float]
     seconds: dict[str, float]
 
@@ -62,7 +63,16 @@ def build(
             "cut": written.cut,
         },
         "seconds": dict(seconds) | ({"inference": inference.seconds} if inference else {}),
-        "usage": {name: dict(counts) for name, counts in sorted(inference.usage.items())} if inference else {},
+        "usage": {
+            task: {
+                "seconds": round(inference.spans[task][1] - inference.spans[task][0], 3)
+                if task in inference.spans
+                else 0,
+                "members": {name: dict(counts) for name, counts in sorted(inference.usage[task].items())},
+            }
+            for task in plan.tasks
+            if inference and task in inference.usage
+        },
         "drift": _drift(inference.drift if inference else []),
     }
 

@@ -33,7 +33,8 @@ class Inference:
 
     errors: dict[int, tuple[str, str]] = field(default_factory=dict)  # row_index -> type, message
     computed: int = 0
-    usage: dict[str, Counter[str]] = field(default_factory=dict)  # member -> requests and tokens
+    usage: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)  # task -> member -> requests and tokens
+    spans: dict[str, tuple[float, float]] = field(default_factory=dict)  # task -> first start, last end (epoch seconds)
     drift: list[float] = field(default_factory=list)
     letter_mass: list[float] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)  # connect, engines, preflight, solve
@@ -46,8 +47,12 @@ class Inference:
             for values, value in ((self.drift, row["drift"]), (self.letter_mass, row["letter_mass"])):
                 if value == value:  # not NaN
                     values.append(float(value))
-            for member, counts in json.loads(row["usage"] or "{}").items():
-                self.usage.setdefault(member, Counter()).update(counts)
+            if row["computed"]:
+                first, last = self.spans.get(row["task"], (row["started"], row["ended"]))
+                self.spans[row["task"]] = min(first, row["started"]), max(last, row["ended"])
+            for task, members in json.loads(row["usage"] or "{}").items():
+                for member, counts in members.items():
+                    self.usage.setdefault(task, {}).setdefault(member, Counter()).update(counts)
 
 
 class Board:

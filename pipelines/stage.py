@@ -45,7 +45,7 @@ class Solver:
         root = Path(job.store)
         self._evidences = Evidences(job.plan, root)
         self._writer = StoreWriter(root, job.plan.config.store.flush_seconds)
-        self._clients: dict[str, EngineClient] = {}
+        self._clients: dict[tuple[str, str], EngineClient] = {}
         self._askers: dict[str, list[Asker]] = {}
         self._voters: dict[str, Voter] = {}
         self._busy = 0
@@ -62,7 +62,9 @@ class Solver:
             # Ray Data ends an actor without a word. Whenever nothing is in flight, everything is on disk.
             if self._busy == 0:
                 self._writer.flush()
-        usage = {name: client.usage.take() for name, client in self._clients.items()}
+        usage: dict[str, dict[str, dict[str, int]]] = {}
+        for (task, member), client in self._clients.items():
+            usage.setdefault(task, {})[member] = client.usage.take()
         outcomes[0]["usage"] = json.dumps(usage)
         return outcomes
 
@@ -71,8 +73,8 @@ class Solver:
             return await self._one(question, evidence)
 
     async def _one(self, question: Question, evidence: list[Evidence]) -> dict[str, Any]:
-        started = time.monotonic()
-        outcome = blank_outcome(question.row_index, question.task)
+        started = time.time()
+        outcome = blank_outcome(question.row_index, question.task) | {"started": started}
         try:
             askers = self._askers_of(question.task)
             voter = self._voters.setdefault(question.task, self._plan.voter(question.task))
@@ -85,8 +87,9 @@ class Solver:
         except Exception as e:  # whatever it is, the other questions go on
             outcome |= {"error_type": type(e).__name__, "error_message": _message(e)}
         self._writer.flush_if_due()
+        outcome["ended"] = time.time()
         if outcome["computed"] or outcome["error_type"]:
-            self._job.board.add.remote(question.task, time.monotonic() - started, bool(outcome["error_type"]))
+            self._job.board.add.remote(question.task, outcome["ended"] - started, bool(outcome["error_type"]))
         return outcome
 
     async def _drift(self, question: Question, voter: Voter, askers: list[Asker], first: Decision) -> float:
@@ -107,7 +110,7 @@ class Solver:
             for planned in self._plan.tasks[task]:
                 member = planned.member
                 client = self._clients.setdefault(
-                    planned.name,
+                    (task, planned.name),
                     EngineClient(self._job.engines[member.model], config.ray.retries, config.ray.request_seconds),
                 )
                 model, template = config.models[member.model], config.templates[member.template]
@@ -139,6 +142,8 @@ def blank_outcome(row_index: int, task: str) -> dict[str, Any]:
         "drift": math.nan,
         "letter_mass": math.nan,
         "usage": "",
+        "started": math.nan,
+        "ended": math.nan,
     }
 
 

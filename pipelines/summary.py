@@ -69,22 +69,16 @@ def print_results(
     """Questions, seconds, tokens and scores per task, then where everything is."""
     console = Console(width=None if Console().is_terminal else 120)
     table = Table(title=None)
-    for column in ("task", "questions", "answered", "score (95% interval)", "graded"):
+    for column in ("task", "questions", "answered", "seconds", "tokens", "score (95% interval)"):
         table.add_column(column, justify="left" if column.startswith(("task", "score")) else "right")
     for task, n in read.by_task.items():
         grades = written.grades.get(task, {})
         scores = "\n".join(f"{m} {g['mean']:.3f} ({g['ci_low']:.3f} to {g['ci_high']:.3f})" for m, g in grades.items())
-        graded = str(max((int(g["n"]) for g in grades.values()), default=0))
-        table.add_row(task, str(n), str(written.answered[task]), scores or "no gold", graded)
+        usage = facts["usage"].get(task, {"seconds": 0.0, "members": {}})
+        tokens = sum(u["prompt_tokens"] + u["output_tokens"] for u in usage["members"].values())
+        cells = (str(n), str(written.answered[task]), f"{usage['seconds']:.1f}", f"{tokens:,}")
+        table.add_row(task, *cells, scores or "no gold")
     console.print(table)
-    usage = Table(title=None)
-    for column in ("member", "requests", "prompt tokens", "from prefix cache", "generated"):
-        usage.add_column(column, justify="left" if column == "member" else "right")
-    for name, counts in facts["usage"].items():
-        cells = (counts[k] for k in ("requests", "prompt_tokens", "cached_tokens", "output_tokens"))
-        usage.add_row(name, *(f"{n:,}" for n in cells))
-    if facts["usage"]:
-        console.print(usage)
     questions = facts["questions"]
     total = sum(v for v in facts["seconds"].values() if isinstance(v, float))
     console.print(
