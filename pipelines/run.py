@@ -15,8 +15,9 @@ from ensemble.names import unknown
 from ensemble.outputs import output_error, write_errors, write_json, write_results
 from ensemble.plan import Plan, describe_members, make_plan, replay
 from ensemble.questions import parse_question
-from ensemble.read import InputSummary, find_inputs, iter_blocks, iter_rows, read_questions
+from ensemble.read import InputSummary, find_inputs, iter_blocks, read_questions
 from ensemble.records import TASKS, Gold, RowError
+from ensemble.rows import iter_rows
 from ensemble.store import open_store
 from pipelines import cli, summary
 from pipelines.progress import Progress

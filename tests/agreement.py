@@ -15,7 +15,7 @@ from ensemble.config import ROOT, Letter, Member, RunConfig, Sampling, load_conf
 from ensemble.engine import ScoreRequest, VLLMEngine
 from ensemble.prompts import Prompter, load_tokenizer
 from ensemble.questions import parse_question
-from ensemble.read import iter_rows
+from ensemble.rows import iter_rows
 
 N = 20
 
