@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ class Inference:
             for values, value in ((self.drift, row["drift"]), (self.letter_mass, row["letter_mass"])):
                 if value == value:  # not NaN
                     values.append(float(value))
-            if row["computed"]:
+            if row["computed"] and row["started"] == row["started"]:
                 first, last = self.spans.get(row["task"], (row["started"], row["ended"]))
                 self.spans[row["task"]] = min(first, row["started"]), max(last, row["ended"])
             for task, members in json.loads(row["usage"] or "{}").items():
@@ -175,6 +176,7 @@ def _stream(data: Any, job: Job, blocks: Sequence[str], result: Inference, progr
     context.print_on_execution_start = False
     # Rows are paths of blocks: the questions themselves are read where they are answered.
     paths = data.from_items([{"block": block} for block in blocks], override_num_blocks=len(blocks))
+    warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated")  # the pinned Ray has no other way
     dataset = paths.map_batches(
         Stage,
         fn_constructor_args=[job],

@@ -174,5 +174,5 @@ class Stage:
 
 
 def preflight(job: Job, questions: list[Question]) -> list[dict[str, Any]]:
-    """Outcomes of one real question per task, before anything else runs."""
-    return asyncio.run(Solver(job).solve(questions))
+    """Outcomes of one real question per task, before anything else runs; untimed, they wait for the engines."""
+    return [o | {"started": math.nan} for o in asyncio.run(Solver(job).solve(questions))]
