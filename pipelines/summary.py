@@ -9,17 +9,19 @@ from rich.console import Console
 from rich.table import Table
 
 from ensemble.outputs import Written
-from ensemble.plan import Plan
-from ensemble.read import InputSummary
-from ensemble.records import Order, RowError
+from ensemble.plan import Plan, PlannedMember
+from ensemble.prompts import Renderer
+from ensemble.read import InputSummary, iter_blocks
+from ensemble.records import Question, RowError, Task
 from ensemble.votes import ORDERS
 
-CHARACTERS_PER_TOKEN = 4  # of English text; only the plan's estimate uses it
+SAMPLE = 50  # questions of a task from which the plan estimates
 
 
 def print_plan(plan: Plan, read: InputSummary, missing: Counter[str], store: Path, folder: Path) -> None:
     """Rows, prompts and tokens per task and member, models, and what the store has. Nothing is started."""
     console = Console(width=None if Console().is_terminal else 120)
+    samples = _samples(read)
     table = Table(title="plan")
     for column in ("task", "questions", "stored", "to compute", "member", "asks", "prompts", "about tokens"):
         table.add_column(column, justify="right" if column in NUMBERS else "left")
@@ -27,7 +29,7 @@ def print_plan(plan: Plan, read: InputSummary, missing: Counter[str], store: Pat
         rows, lacking = read.by_task[task], missing[task]
         for i, planned in enumerate(members):
             member = planned.member
-            prompts, tokens = _cost(plan, read, task, i, lacking)
+            prompts, tokens = _cost(plan, task, planned, samples[task], lacking)
             asks = member.scoring.method if member.scoring else f"{member.sampling.max_tokens} tokens"
             head = [task, f"{rows:,}", f"{rows - lacking:,}", f"{lacking:,}"] if i == 0 else [""] * 4
             table.add_row(*head, planned.name, asks, f"{prompts:,}", f"{tokens:,}")
@@ -48,19 +50,47 @@ def print_plan(plan: Plan, read: InputSummary, missing: Counter[str], store: Pat
 NUMBERS = ("questions", "stored", "to compute", "prompts", "about tokens")
 
 
-def _cost(plan: Plan, read: InputSummary, task: Any, index: int, questions: int) -> tuple[int, int]:
-    """Prompts and a rough count of their tokens (characters / 4), for the questions that are to be computed."""
-    member = plan.tasks[task][index].member
-    per_question = 1
-    scoring = member.scoring
-    if scoring is not None and scoring.method == "letter":
-        order: Order = ORDERS[scoring.orders](4)[0]
-        per_question = len(ORDERS[scoring.orders](len(order)))
-    elif scoring is not None and scoring.method == "cloze":
-        per_question = 4
-    characters = read.characters[task] / max(read.by_task[task], 1)
-    length = min(characters / CHARACTERS_PER_TOKEN, plan.config.models[member.model].context_length)
-    return questions * per_question, round(questions * per_question * length)
+def _cost(
+    plan: Plan, task: Task, planned: PlannedMember, sample: Sequence[Question], questions: int
+) -> tuple[int, int]:
+    """Prompts and roughly their tokens for `questions` questions, from what the member would send for a sample."""
+    member = planned.member
+    renderer = Renderer(member.template, plan.config.templates[member.template], "label")
+    prompts = tokens = 0
+    for question in sample:
+        order = tuple(range(len(question.choices)))
+        turns = renderer.turns(question, order, question.text, question.context, renderer.n_shots)
+        length = min(
+            estimated_tokens("".join(text for _, text in turns)), plan.config.models[member.model].context_length
+        )
+        scoring = member.scoring
+        n = 1
+        if scoring is not None and scoring.method == "letter":
+            n = len(ORDERS[scoring.orders](len(order)))
+        elif scoring is not None and scoring.method == "cloze":
+            n = len(order)
+        prompts += n
+        tokens += n * length
+    share = questions / max(len(sample), 1)
+    return round(prompts * share), round(tokens * share)
+
+
+def estimated_tokens(text: str) -> int:
+    """About 4 ASCII characters a token, and one token for each other character; only the plan relies on it."""
+    ascii_characters = sum(c.isascii() for c in text)
+    return ascii_characters // 4 + len(text) - ascii_characters
+
+
+def _samples(read: InputSummary) -> dict[str, list[Question]]:
+    """Up to SAMPLE questions of each task, from the first blocks."""
+    found: dict[str, list[Question]] = {task: [] for task in read.by_task}
+    for block in iter_blocks(read.blocks):
+        for question in block:
+            if len(found[question.task]) < SAMPLE:
+                found[question.task].append(question)
+        if all(len(rows) == min(SAMPLE, read.by_task[task]) for task, rows in found.items()):
+            break
+    return found
 
 
 def print_results(
