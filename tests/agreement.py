@@ -59,13 +59,22 @@ def by_transformers(folder: Path, dtype: str, asked: dict[str, list[ScoreRequest
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
 
-    def total(prompt: list[int], continuation: list[int]) -> float:
-        ids = torch.tensor([[*prompt, *continuation]])
+    def table(ids: list[int]) -> torch.Tensor:
         with torch.no_grad():
-            table = model(ids).logits[0].float().log_softmax(-1)
-        return sum(table[len(prompt) - 1 + k, token].item() for k, token in enumerate(continuation))
+            return model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
 
-    return {kind: [[total(r.prompt, c) for c in r.continuations] for r in rs] for kind, rs in asked.items()}
+    def totals(request: ScoreRequest) -> list[float]:
+        start = len(request.prompt) - 1
+        if all(len(c) == 1 for c in request.continuations):  # one pass answers for all labels
+            last = table(list(request.prompt))[start]
+            return [last[c[0]].item() for c in request.continuations]
+        tables = [table([*request.prompt, *c]) for c in request.continuations]
+        return [
+            sum(t[start + k, token].item() for k, token in enumerate(c))
+            for t, c in zip(tables, request.continuations, strict=True)
+        ]
+
+    return {kind: [totals(r) for r in rs] for kind, rs in asked.items()}
 
 
 def main(dtype: str, device: str = "cpu") -> None:
@@ -80,16 +89,9 @@ def main(dtype: str, device: str = "cpu") -> None:
     finally:
         engine.close()
     tokens = {kind: [[len(c) for c in r.continuations] for r in rs] for kind, rs in asked.items()}
-    print(
-        json.dumps(
-            {
-                **result,
-                "transformers": by_transformers(folder, dtype, asked),
-                "exact": by_transformers(folder, "float32", asked),
-                "tokens": tokens,
-            }
-        )
-    )
+    theirs = by_transformers(folder, dtype, asked)
+    exact = theirs if dtype == "float32" else by_transformers(folder, "float32", asked)
+    print(json.dumps({**result, "transformers": theirs, "exact": exact, "tokens": tokens}))
 
 
 if __name__ == "__main__":
