@@ -51,9 +51,9 @@ class EngineConfig(Record):
     hardware: str | None = Field(
         None,
         description="What the numbers depend on besides the model (chip, instruction set), part of the store's key. "
-        "Left out: read from this machine; name it (L4) where the engines run elsewhere.",
+        "Left out: read from this machine; name it (L4), with device, where the engines run elsewhere.",
     )
-    replicas: int | Literal["auto"] = Field(
+    replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Engines of this model; auto: one for each GPU, or one."
     )
     tensor_parallel_size: Annotated[int, Field(ge=1)] = Field(1, description="GPUs of one engine.")
@@ -65,6 +65,12 @@ class EngineConfig(Record):
     enforce_eager: bool | None = Field(None, description="No compilation; left out: true on CPU, false on GPU.")
     env: dict[str, str] = Field({}, description="Environment variables of the engine's processes.")
     fake: dict[str, Any] | None = Field(None, description="Use the scripted fake engine, with these options.")
+
+    @model_validator(mode="after")
+    def hardware_of_a_device(self) -> "EngineConfig":
+        if self.hardware and self.device == "auto":
+            raise ValueError("hardware names the chip of a device: set device: cuda (or cpu) too")
+        return self
 
 
 class ModelConfig(Record):
@@ -203,6 +209,11 @@ class RunConfig(Record):
                     raise ValueError(f"tasks.{task}.members.{i} needs scoring: {{method: letter | cloze | generate}}")
                 if task != "multiple_choice" and member.scoring is not None:
                     raise ValueError(f"tasks.{task}.members.{i}.scoring is only for multiple_choice: leave it out")
+                if isinstance(member.scoring, Generate) and len(plan.members) > 1:
+                    raise ValueError(
+                        f"tasks.{task}.members.{i}: generate gives no log-probabilities to average; "
+                        "keep it as the only member, or score by letter or cloze"
+                    )
             if task != "multiple_choice" and len(plan.members) > 1:
                 raise ValueError(f"tasks.{task}.members: texts of several members are not combined; keep one")
         return self

@@ -32,6 +32,7 @@ class Written(NamedTuple):
     cut: int
     grades: dict[str, dict[str, dict[str, float | int]]]
     examples: dict[str, list[dict[str, Any]]]
+    gold_matched: int
 
 
 def write_results(
@@ -40,8 +41,14 @@ def write_results(
     decided: Iterable[tuple[Question, Decision | None]],
     failures: Failures,
     gold: Mapping[int | str, Gold] | None,
+    stopped: tuple[str, str] | None = None,
 ) -> Written:
-    """predictions.jsonl, submission.json and grades.json. A question without decision or failure is a failure."""
+    """predictions.jsonl, submission.json and grades.json. A question without a decision is a failure.
+
+    stopped: type and message of what ended the run early, the failure of every question it did not reach.
+    """
+    failures = dict(failures)
+    gold_matched = 0
     book, answered, failed = GradeBook(), Counter[str](), list[RowError]()
     near_ties = cut = 0
     examples: dict[str, list[dict[str, Any]]] = {}
@@ -50,7 +57,10 @@ def write_results(
         submission = files.enter_context(replacing(folder / "submission.json"))
         submit = SUBMISSIONS[plan.config.submission.format](submission)
         for question, decision in decided:
+            if decision is None and stopped is not None:
+                failures.setdefault(question.row_index, stopped)
             if gold is not None:
+                gold_matched += question.id in gold
                 question = replace(question, gold=gold.get(question.id, question.gold))
             row = prediction_row(question, decision, failures, plan)
             book.add(question.task, question.group, row["grade"])
@@ -68,7 +78,7 @@ def write_results(
         submit.close()
     grades = book.summary(plan.config.seed)
     write_json(folder / "grades.json", grades)
-    return Written(answered, failed, near_ties, cut, grades, examples)
+    return Written(answered, failed, near_ties, cut, grades, examples, gold_matched)
 
 
 def prediction_row(question: Question, decision: Decision | None, failures: Failures, plan: Plan) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ensemble import models
 from ensemble.config import Member, ModelConfig, RunConfig, Template, fingerprint, is_chat
-from ensemble.prompts import shots_fingerprint
+from ensemble.prompts import labels, shots_fingerprint
 from ensemble.records import Decision, Question, Task
 from ensemble.store import StoreReader, describe_member
 from ensemble.votes import Evidence, Voter
@@ -31,7 +31,9 @@ class Plan(NamedTuple):
         return list(dict.fromkeys(m.member.model for t in self.tasks if t in tasks for m in self.tasks[t]))
 
     def voter(self, task: Task) -> Voter:
-        return Voter(self.config.tasks[task], [m.name for m in self.tasks[task]], self.config.near_tie)
+        plan = self.config.tasks[task]
+        shown = labels(self.config.templates[plan.members[0].template])
+        return Voter(plan, [m.name for m in self.tasks[task]], self.config.near_tie, shown)
 
 
 def make_plan(config: RunConfig, tasks: Sequence[str]) -> Plan:
@@ -71,7 +73,7 @@ def member_description(member: Member, model: ModelConfig, template: Template, d
         "quantization": model.quantization,
         "context_length": model.context_length,
         "chat": is_chat(model, template),
-        "hardware": model.engine.hardware or models.hardware(device),
+        "hardware": f"{device}:{model.engine.hardware}" if model.engine.hardware else models.hardware(device),
         "engine": "vllm, logits in float32" if model.engine.fake is None else "fake",
         "template": template.model_dump(mode="json", exclude={"description", "format", "shots"}),
         "shots": shots_fingerprint(template),

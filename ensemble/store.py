@@ -174,10 +174,19 @@ def compact(root: Path, kind: Kind, key: str) -> int:
         return sum(len(_read(path)) for path in old)
     name = f"{old[-1].name.split('-')[0]}-{uuid.uuid4().hex[:8]}.parquet"
     temporary = old[-1].with_name(f".{name}.compacting")
-    rows = export(root, kind, key, temporary)
-    os.replace(temporary, old[-1].with_name(name))
-    for path in old:
-        path.unlink()
+    try:
+        rows = export(root, kind, key, temporary)
+        with open(temporary, "rb") as f:
+            os.fsync(f.fileno())
+        os.replace(temporary, old[-1].with_name(name))
+        folder = os.open(temporary.parent, os.O_RDONLY)
+        os.fsync(folder)  # the new segment must be there before the old ones go
+        os.close(folder)
+        for path in old:
+            path.unlink()
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(f"store {root}: {e.strerror or e}; free space or permissions, and run gc again") from None
     return rows
 
 

@@ -6,6 +6,7 @@ whether the knowledge comes from an engine or from the store, so every decision 
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -43,8 +44,9 @@ ORDERS = {"identity": identity, "cyclic": cyclic}
 class Voter:
     """Combines the members of one task. `near_tie` is in log-probability per token, see `near_tie_bound`."""
 
-    def __init__(self, plan: TaskPlan, names: Sequence[str], near_tie: float) -> None:
-        self._members, self._names, self._near_tie = plan.members, tuple(names), near_tie
+    def __init__(self, plan: TaskPlan, names: Sequence[str], near_tie: float, labels: Sequence[str] = LETTERS) -> None:
+        """labels: the options' names in the first member's prompt, by which a generated answer is read."""
+        self._members, self._names, self._near_tie, self._labels = plan.members, tuple(names), near_tie, labels
 
     def next(self, question: Question, evidence: Sequence[Evidence]) -> list[Ask] | Decision:
         """What to ask next, or the decision once nothing is missing."""
@@ -59,12 +61,14 @@ class Voter:
         known = [e for e in evidence if e is not None]
         first = known[0]
         if isinstance(first, Sample):
-            decision = _read_sample(question, first, self._names)
+            decision = _read_sample(question, first, self._names, self._labels)
         else:
             decision = self._vote(question, [e for e in known if isinstance(e, Score)])
         return decision
 
-    def _vote(self, question: Question, scores: Sequence[Score]) -> Decision:
+    def _vote(self, question: Question, known: Sequence[Score]) -> Decision:
+        # The store may hold more orders than this member asks for: they must not show in any number.
+        scores = [wanted_orders(m, question, s) for m, s in zip(self._members, known, strict=True)]
         tables = [normalised(m, question, s) for m, s in zip(self._members, scores, strict=True)]
         weights = np.array([m.weight for m in self._members])
         weights = weights / weights.sum()
@@ -114,11 +118,17 @@ def _missing(index: int, member: Member, question: Question, known: Evidence) ->
     return None if isinstance(known, Sample) else Ask(index)
 
 
+def wanted_orders(member: Member, question: Question, score: Score) -> Score:
+    """The score with only the orders that the member's config names, in their order."""
+    kind = member.scoring.orders if isinstance(member.scoring, Letter) else "identity"
+    wanted = ORDERS[kind](len(question.choices))
+    rows = [score.orders.index(order) for order in wanted]
+    return replace(score, orders=wanted, logprobs=score.logprobs[rows])
+
+
 def normalised(member: Member, question: Question, score: Score) -> Floats:
     """[orders, options] log-probabilities that sum to one over the options, for the orders the member wants."""
-    wanted = ORDERS[member.scoring.orders](len(question.choices)) if isinstance(member.scoring, Letter) else None
-    rows = [score.orders.index(order) for order in wanted] if wanted else [0]
-    table = score.logprobs[rows].astype(np.float64)
+    table = wanted_orders(member, question, score).logprobs.astype(np.float64)
     if isinstance(member.scoring, Cloze):
         if member.scoring.normalisation == "pmi":
             assert score.unconditional is not None
@@ -167,11 +177,11 @@ def merge(known: Evidence, new: Score) -> Score:
     )
 
 
-def _read_sample(question: Question, sample: Sample, names: tuple[str, ...]) -> Decision:
+def _read_sample(question: Question, sample: Sample, names: tuple[str, ...], labels: Sequence[str]) -> Decision:
     prediction: int | str | None = sample.text
     answer_text: str | None = sample.text
     if question.task == "multiple_choice":
-        prediction = chosen_option(sample.text, LETTERS[: len(question.choices)], question.choices)
+        prediction = chosen_option(sample.text, labels[: len(question.choices)], question.choices)
         answer_text = None if prediction is None else question.choices[prediction]
     elif question.task == "math":
         prediction = final_number(sample.text)

@@ -1,6 +1,7 @@
 """Options that the pipelines share, and how their errors end a process."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -28,7 +29,9 @@ def parser(description: str, epilog: str) -> argparse.ArgumentParser:
     p.add_argument("--gold", metavar="FILE", help="grade by the answers of this question file, joined by id")
     p.add_argument("--dry-run", action="store_true", help="print the plan and what the store has; start nothing")
     p.add_argument(
-        "--fresh", action="store_true", help="compute everything again, into a store of its own in the run folder"
+        "--fresh",
+        action="store_true",
+        help="compute everything again, into OUTPUT/fresh-store, which is emptied first",
     )
     return p
 
@@ -41,7 +44,7 @@ def selection(options: argparse.Namespace) -> Selection:
 def overrides(options: argparse.Namespace) -> list[str]:
     """--set first, then the options that stand for a key."""
     keys = {"input": options.input, "output": options.output}
-    return [*options.overrides, *(f"{key}={value}" for key, value in keys.items() if value is not None)]
+    return [*options.overrides, *(f"{key}={json.dumps(value)}" for key, value in keys.items() if value is not None)]
 
 
 def run(main: Callable[[], int]) -> None:

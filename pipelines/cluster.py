@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from ensemble import models
 from ensemble.config import ROOT, ModelConfig, RayConfig, Sampling
@@ -15,6 +15,7 @@ from ensemble.engine import Engine, GenerateReply, ScoreReply, ScoreRequest
 from ensemble.errors import ConfigError, EngineError, ModelError
 from ensemble.fake import FakeEngine
 
+RESTARTS = 10  # of one engine in a run
 PASSED_ON = ("QUORUM_HOME", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN")
 
 
@@ -108,7 +109,7 @@ class EngineActor:
             raise
 
 
-def start_engines(specs: Sequence[EngineSpec], restarts: int) -> dict[str, list[Any]]:
+def start_engines(specs: Sequence[EngineSpec]) -> dict[str, list[Any]]:
     """Engine actors per model, all starting at once. Raises ConfigError where the GPUs do not suffice."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
     needed = {s.model: s.config.engine.tensor_parallel_size for s in specs if s.device == "cuda"}
@@ -118,19 +119,28 @@ def start_engines(specs: Sequence[EngineSpec], restarts: int) -> dict[str, list[
             f"the models need {sum(needed.values())} GPUs at once ({wants}) and the cluster has {gpus}: "
             "run fewer models (--task), lower engine.tensor_parallel_size, or set engine.device: cpu"
         )
+    auto = gpus // max(sum(needed.values()), 1)
+    replicas = {s.model: _replicas(s, auto) for s in specs}
+    total = sum(n * replicas[model] for model, n in needed.items())
+    if total > gpus:
+        raise ConfigError(f"engine.replicas ask for {total} GPUs and the cluster has {gpus}: lower them, or set auto")
     actor = ray.remote(EngineActor)
     started = {}
     for spec in specs:
-        wanted = spec.config.engine.replicas
-        auto = max(1, gpus // sum(needed.values())) if spec.device == "cuda" else 1
-        replicas = auto if wanted == "auto" else wanted
         options = {"num_gpus": needed[spec.model]} if spec.device == "cuda" else {"num_cpus": 0.5}
         actors = [
-            actor.options(max_concurrency=10_000, max_restarts=restarts, max_task_retries=0, **options).remote(spec)
-            for _ in range(replicas)
+            actor.options(max_concurrency=10_000, max_restarts=RESTARTS, max_task_retries=0, **options).remote(spec)
+            for _ in range(replicas[spec.model])
         ]
         started[spec.model] = actors
     return started
+
+
+def _replicas(spec: EngineSpec, auto: int) -> int:
+    wanted = spec.config.engine.replicas
+    if wanted == "auto":
+        return auto if spec.device == "cuda" else 1
+    return wanted
 
 
 class Usage:
@@ -155,6 +165,7 @@ class EngineClient:
     def __init__(self, actors: Sequence[Any], retries: int, seconds: float) -> None:
         self._actors, self._retries, self._seconds = actors, retries, seconds
         self._outstanding = [0] * len(actors)
+        self._dead: set[int] = set()
         self.usage = Usage()
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply]:
@@ -173,9 +184,23 @@ class EngineClient:
         self.usage.output_tokens += reply.tokens
         return reply
 
+    async def _back(self, i: int) -> bool:
+        """Waits until a dead engine has started again; False where Ray has given it up."""
+        while True:
+            try:
+                await self._actors[i].start.remote()
+                return True
+            except ActorUnavailableError:  # its new process is not there yet
+                await asyncio.sleep(1.0)
+            except RayError:
+                return False
+
     async def _call(self, verb: str, tokens: int, *arguments: Any) -> Any:
         for attempt in range(self._retries + 1):
-            i = min(range(len(self._actors)), key=self._outstanding.__getitem__)
+            alive = [i for i in range(len(self._actors)) if i not in self._dead]
+            if not alive:
+                raise EngineError("every engine of the model is dead: see Ray's logs, then run the same command again")
+            i = min(alive, key=self._outstanding.__getitem__)
             self._outstanding[i] += tokens
             try:
                 return await asyncio.wait_for(getattr(self._actors[i], verb).remote(*arguments), self._seconds)
@@ -184,7 +209,8 @@ class EngineClient:
                     raise EngineError(
                         f"the engine died {attempt + 1} times on this question ({_first_line(e)})"
                     ) from None
-                await asyncio.sleep(2.0**attempt)
+                if not await self._back(i):
+                    self._dead.add(i)
             except RayTaskError as e:
                 raise root_cause(e) from None
             except TimeoutError:

@@ -37,7 +37,6 @@ class Inference:
     usage: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)  # task -> member -> requests and tokens
     spans: dict[str, tuple[float, float]] = field(default_factory=dict)  # task -> first start, last end (epoch seconds)
     drift: list[float] = field(default_factory=list)
-    letter_mass: list[float] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)  # connect, engines, preflight, solve
 
     def take(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -45,9 +44,8 @@ class Inference:
             self.computed += bool(row["computed"]) and not row["error_type"]
             if row["error_type"]:
                 self.errors[int(row["row_index"])] = (row["error_type"], row["error_message"])
-            for values, value in ((self.drift, row["drift"]), (self.letter_mass, row["letter_mass"])):
-                if value == value:  # not NaN
-                    values.append(float(value))
+            if row["drift"] == row["drift"]:  # not NaN
+                self.drift.append(float(row["drift"]))
             if row["computed"] and row["started"] == row["started"]:
                 first, last = self.spans.get(row["task"], (row["started"], row["ended"]))
                 self.spans[row["task"]] = min(first, row["started"]), max(last, row["ended"])
@@ -88,7 +86,7 @@ def infer(plan: Plan, store: str, blocks: Sequence[str], missing: Counter[str], 
     try:
         lap("connect")
         specs = [EngineSpec(m, config.models[m], plan.devices[m], os.getcwd()) for m in plan.models(list(missing))]
-        engines = start_engines(specs, config.ray.retries)
+        engines = start_engines(specs)
         job = Job(plan, store, engines, ray.remote(num_cpus=0)(Board).remote(), os.getcwd())
         # Sent before the engines are ready: its imports and tokenizers load meanwhile.
         tried = ray.remote(num_cpus=STAGE_CPUS)(preflight).remote(job, _first_questions(blocks, missing))
@@ -105,6 +103,10 @@ def infer(plan: Plan, store: str, blocks: Sequence[str], missing: Counter[str], 
         for actors in engines.values():
             for actor in actors:
                 actor.close.remote()
+    except RayError as e:
+        raise EngineError(
+            f"Ray: {type(e).__name__}: {' '.join(str(e).split())[:300]}; run the same command to go on"
+        ) from e
     finally:
         ray.shutdown()
     return result

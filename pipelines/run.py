@@ -3,13 +3,17 @@
 import argparse
 import shutil
 import sys
+import tempfile
 import time
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from ensemble import manifest, report
 from ensemble.config import RunConfig, load_config
-from ensemble.errors import ConfigError, InputError, StoreError
+from ensemble.errors import ConfigError, EngineError, InputError, StoreError
 from ensemble.grading import check_metrics
 from ensemble.names import unknown
 from ensemble.outputs import output_error, write_errors, write_json, write_results
@@ -29,9 +33,16 @@ def solve(options: argparse.Namespace) -> int:
     _check(config, options)
     folder = _writable(Path(config.output))
     errors: list[RowError] = []
-    with Progress() as progress:
+    with ExitStack() as held:
+        # A dry run may look at what another run is writing, so it keeps its own notes; a real one has the folder alone.
+        if options.dry_run:
+            scratch = Path(held.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            scratch = folder
+            _lock(folder, held)
+        progress = held.enter_context(Progress())
         try:
-            read = read_questions(config.input or "", folder / "questions", cli.selection(options), errors.append)
+            read = read_questions(config.input or "", scratch / "questions", cli.selection(options), errors.append)
         except InputError:
             write_errors(folder / "errors.jsonl", errors)
             raise
@@ -39,13 +50,15 @@ def solve(options: argparse.Namespace) -> int:
             progress.warn(f"{error.file}:{error.line}: {error.message}")
         if len(errors) > 5:
             progress.warn(f"{len(errors) - 5} more bad rows are in {folder / 'errors.jsonl'}")
+        if read.missing_ids:
+            progress.warn(f"--ids: no row has id {', '.join(read.missing_ids[:5])}")
         clock.lap("read")
         plan = make_plan(_covering(config, read), list(read.by_task))
         gold = read_gold(options.gold) if options.gold else None
         if options.fresh:
-            shutil.rmtree(folder / "fresh-store", ignore_errors=True)
-        store = _store(folder / "fresh-store" if options.fresh else Path(config.store.path))
-        missing = count_missing(plan, store, read)
+            shutil.rmtree(scratch / "fresh-store", ignore_errors=True)
+        store = _store(scratch / "fresh-store" if options.fresh else Path(config.store.path))
+        missing = _counted(plan, store, read)
         clock.lap("plan")
         if options.dry_run:
             summary.print_plan(plan, read, missing, store, folder)
@@ -53,14 +66,20 @@ def solve(options: argparse.Namespace) -> int:
         describe_members(plan, store)
         stored = read.rows - missing.total()
         progress.note(f"{read.rows} questions, {stored} answered from the store, {missing.total()} to compute")
-        inference = None
+        inference = stopped = None
         if missing:
             from pipelines.infer import infer
 
-            inference = infer(plan, str(store), read.blocks, missing, progress)
+            try:
+                inference = infer(plan, str(store), read.blocks, missing, progress)
+            except (EngineError, StoreError) as e:  # what was answered until then is written all the same
+                stopped = (type(e).__name__, str(e))
+                progress.warn(f"the run stopped: {e}")
         clock.lap("infer")
         decided = replay(plan, store, iter_blocks(read.blocks))
-        written = write_results(folder, plan, decided, inference.errors if inference else {}, gold)
+        written = write_results(folder, plan, decided, inference.errors if inference else {}, gold, stopped)
+        if gold is not None and written.gold_matched < read.rows:
+            progress.warn(f"{options.gold}: has gold for {written.gold_matched} of {read.rows} questions, joined by id")
         write_errors(folder / "errors.jsonl", [*errors, *written.failed])
         clock.lap("write")
         facts = manifest.build(plan, read, missing, inference, written, clock.seconds, [str(store), *sys.argv])
@@ -104,6 +123,21 @@ def read_gold(spec: str) -> dict[int | str, Gold]:
     if not gold:
         raise InputError(f"{spec}: no row has a gold answer (answer or summary)")
     return gold
+
+
+def _counted(plan: Plan, store: Path, read: InputSummary) -> Counter[str]:
+    try:
+        return count_missing(plan, store, read)
+    except StoreError as e:  # nothing was started yet
+        raise ConfigError(str(e)) from None
+
+
+def _lock(folder: Path, held: ExitStack) -> None:
+    """Until `held` closes no other run writes to the folder. Raises ConfigError where one does."""
+    try:
+        held.enter_context(FileLock(folder / ".lock", timeout=0))
+    except Timeout:
+        raise ConfigError(f"another run is writing to {folder}: wait for it, or give another --output") from None
 
 
 def _check(config: RunConfig, options: argparse.Namespace) -> None:

@@ -76,20 +76,21 @@ class Solver:
         started = time.time()
         outcome = blank_outcome(question.row_index, question.task) | {"started": started}
         try:
-            askers = self._askers_of(question.task)
             voter = self._voters.setdefault(question.task, self._plan.voter(question.task))
-            outcome["computed"] = not isinstance(voter.next(question, evidence), Decision)
+            if isinstance(voter.next(question, evidence), Decision):
+                return outcome
+            outcome["computed"] = True
+            askers = self._askers_of(question.task)
             decision = await answer(question, voter, askers, evidence, self._record)
             if decision.letter_mass is not None:
                 outcome["letter_mass"] = decision.letter_mass
-            if outcome["computed"] and question.row_index % REPEAT_EVERY == 0 and decision.scores is not None:
+            if question.row_index % REPEAT_EVERY == 0 and decision.scores is not None:
                 outcome["drift"] = await self._drift(question, voter, askers, decision)
         except Exception as e:  # whatever it is, the other questions go on
             outcome |= {"error_type": type(e).__name__, "error_message": _message(e)}
         self._writer.flush_if_due()
         outcome["ended"] = time.time()
-        if outcome["computed"] or outcome["error_type"]:
-            self._job.board.add.remote(question.task, outcome["ended"] - started, bool(outcome["error_type"]))
+        self._job.board.add.remote(question.task, outcome["ended"] - started, bool(outcome["error_type"]))
         return outcome
 
     async def _drift(self, question: Question, voter: Voter, askers: list[Asker], first: Decision) -> float:

@@ -2,7 +2,7 @@
 
 python pipelines/store.py ls runs/store
 python pipelines/store.py verify runs/store
-python pipelines/store.py gc runs/store
+python pipelines/store.py gc runs/store                        (not while a run uses it)
 python pipelines/store.py export runs/store KEY out.parquet
 """
 

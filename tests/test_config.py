@@ -54,6 +54,13 @@ def test_overrides_reach_every_part(override, read):
         ("seed", "write it as key.key=value"),
         ("seed.x=1", "'seed' is a value, not a section"),
         ("models.smollm2.source={path: a, hub: b}", "name exactly one of hub, path, package"),
+        ("models.smollm2.engine.hardware=L4", "set device: cuda (or cpu) too"),
+        ("models.smollm2.engine.replicas=0", "models.smollm2.engine.replicas"),
+        (
+            "tasks.multiple_choice.members=[{model: smollm2, template: cloze, scoring: {method: generate}}, "
+            "{model: smollm2, template: cloze, scoring: {method: cloze}}]",
+            "generate gives no log-probabilities to average",
+        ),
         ("submission.format=xml", "submission.format: Input should be 'matsuo' or 'jsonl'"),
     ],
 )

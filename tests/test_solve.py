@@ -224,7 +224,18 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(sandbox: Sandbox):
     assert done.returncode == 0, done.stderr
     assert re.search(r"multiple_choice\W+8\W+0\W+8\W+tiny/choice\W+letter", done.stdout)
     assert "to load" in done.stdout
-    assert not (sandbox.folder / "out/predictions.jsonl").exists()
+    assert not list((sandbox.folder / "out").iterdir())
+
+
+def test_one_run_at_a_time_writes_to_a_folder(sandbox: Sandbox):
+    from filelock import FileLock
+
+    (sandbox.folder / "run #3").mkdir()
+    rows = sandbox.rows([good(0)])
+    with FileLock(sandbox.folder / "run #3/.lock"):
+        done = sandbox.solve("--config", sandbox.config(), "--input", rows, "--output", "run #3")
+    assert done.returncode == 2
+    assert "another run is writing to run #3" in done.stderr
 
 
 def test_help_teaches(sandbox: Sandbox):

@@ -158,3 +158,19 @@ def test_scores_sum_to_one_in_probability():
         )
         assert math.fsum(map(math.exp, d.scores)) == pytest.approx(1.0)
         assert sum(d.votes) == n
+
+
+def test_orders_that_another_run_stored_do_not_show():
+    q = question(choices=("a", "b", "c"))
+    rows = np.log([[0.5, 0.3, 0.1], [0.1, 0.2, 0.6], [0.2, 0.2, 0.2]])
+    only = decide(q, [member(Letter(method="letter"))], [score(rows[:1])], near_tie=0.3)
+    more = decide(q, [member(Letter(method="letter"))], [score(rows, cyclic(3))], near_tie=0.3)
+    assert more == only
+    assert only.orders_used == 1
+
+
+def test_a_generated_number_is_read_by_the_labels_that_were_shown():
+    q = question(choices=("2", "3", "1"))
+    plan = TaskPlan(members=(member(Generate(method="generate")),))
+    step = Voter(plan, ["m"], 0.0, [str(n) for n in range(1, 27)]).next(q, [Sample("2.", 1, "stop", 0, 0)])
+    assert step.prediction == 1
