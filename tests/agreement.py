@@ -43,7 +43,9 @@ async def by_vllm(engine: VLLMEngine, asked: dict[str, list[ScoreRequest]]) -> d
     cached = {kind: sum(r.cached_tokens for r in again[kind]) for kind in again}
     prompt = asked["letter"][0].prompt
     greedy = await engine.generate(prompt, Sampling(max_tokens=8), 0)
-    sampled = [await engine.generate(prompt, Sampling(max_tokens=8, temperature=1.0), seed) for seed in (1, 1, 2)]
+    sampled = [
+        await engine.generate(prompt, Sampling(max_tokens=8, min_tokens=8, temperature=1.0), seed) for seed in (1, 1, 2)
+    ]
     return {
         "logprobs": {kind: [r.logprobs for r in rs] for kind, rs in replies.items()},
         "again": {kind: [r.logprobs for r in rs] for kind, rs in again.items()},
