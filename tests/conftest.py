@@ -3,9 +3,14 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from ensemble.questions import content_hash
 from ensemble.records import Question, Task
+
+# A deadline for each example would test the machine's speed (the first call imports libraries).
+settings.register_profile("quorum", deadline=None)
+settings.load_profile("quorum")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
