@@ -1,21 +1,12 @@
-"""Run configs: YAML in, frozen and checked records out. Unknown keys are refused with the nearest known one.
-
-A run config names its models and templates; their own files (`configs/models/NAME.yaml`,
-`configs/templates/NAME.yaml`) are merged in here, so that the resolved config says everything about a run and
-`--set models.smollm2.engine.max_num_seqs=8` reaches into any of them.
-"""
+"""The config records: frozen, strict, each key with its documentation (docs/config.md is made from it)."""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ensemble.errors import ConfigError
-from ensemble.names import unknown
 from ensemble.records import Task
 
 ROOT = Path(__file__).resolve().parents[1]  # of the project: where configs/ stands
@@ -230,142 +221,3 @@ def fingerprint(value: Any) -> str:
         value = value.model_dump(mode="json")
     data = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(data.encode(), digest_size=16).hexdigest()
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The resolved run config. Raises ConfigError with file, key and cure."""
-    path = Path(path)
-    data = read_yaml(path)
-    for override in overrides:
-        _apply(data, override)
-    members = [
-        member
-        for plan in _mapping(data.get("tasks")).values()
-        for member in _mapping(plan).get("members") or ()
-        if isinstance(member, dict)
-    ]
-    for section, key in (("models", "model"), ("templates", "template")):
-        inline = _mapping(data.get(section))
-        names = dict.fromkeys([*inline, *(str(m[key]) for m in members if key in m)])
-        data[section] = {name: _merge(_named(section, name, path, name in inline), inline.get(name)) for name in names}
-    return _validate(data, str(path))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        near = sorted(p.as_posix() for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = unknown("config", path.as_posix(), near) if near else f"no such file: {path}"
-        raise ConfigError(hint) from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: cannot be read: {e}") from None
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(e).split())}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: a config is a YAML mapping (key: value), this is {type(data).__name__}")
-    return data
-
-
-def _validate(data: dict[str, Any], origin: str) -> RunConfig:
-    try:
-        # Through JSON, so that strict records still take YAML's lists for tuples.
-        return RunConfig.model_validate_json(json.dumps(data, default=str))
-    except ValidationError as e:
-        errors = e.errors()
-        # A bad member also empties its list: only the innermost of nested errors tells the cause.
-        causes = [x for x in errors if not any(_inside(y["loc"], x["loc"]) for y in errors)]
-        raise ConfigError("; ".join(f"{origin}: {_explain(x)}" for x in causes)) from None
-
-
-def _inside(inner: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
-    return len(inner) > len(outer) and inner[: len(outer)] == outer
-
-
-_SECTIONS: dict[str, type[Record]] = {
-    "source": Source, "engine": EngineConfig, "shots": Shots, "sampling": Sampling, "store": Store,
-    "submission": Submission, "ray": RayConfig, "letter": Letter, "cloze": Cloze, "generate": Generate,
-}  # fmt: skip
-
-
-def _explain(error: Any) -> str:
-    """One pydantic error as `key: what is wrong and what would be right`."""
-    loc = [str(part) for part in error["loc"]]
-    where = ".".join(part for part in loc if part not in ("letter", "cloze", "generate"))
-    if error["type"] == "extra_forbidden":
-        return f"{'.'.join(loc[:-1]) or 'top level'}: {unknown('key', loc[-1], _keys_at(loc[:-1]))}"
-    if error["type"] == "missing":
-        return f"{where}: missing; add it"
-    message = error["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(error["input"], dict | list) else f" (given: {error['input']!r})"
-    return f"{where or 'config'}: {message}{given}"
-
-
-def _keys_at(loc: Sequence[str]) -> list[str]:
-    if loc and loc[-1] in _SECTIONS:
-        return list(_SECTIONS[loc[-1]].model_fields)
-    if "members" in loc:
-        return list(Member.model_fields)
-    top: dict[str, type[Record]] = {"models": ModelConfig, "templates": Template, "tasks": TaskPlan}
-    return list(top.get(loc[0] if loc else "", RunConfig).model_fields)
-
-
-def _named(section: str, name: str, origin: Path, optional: bool) -> dict[str, Any]:
-    """The YAML of a model or template: a path, or a name looked up beside the run config and in configs/."""
-    if name.endswith((".yaml", ".yml")):
-        return read_yaml(Path(name))
-    folders = [origin.parent / section, ROOT / "configs" / section]
-    for folder in folders:
-        if (folder / f"{name}.yaml").is_file():
-            return read_yaml(folder / f"{name}.yaml")
-    if optional:
-        return {}
-    available = [p.stem for folder in folders for p in folder.glob("*.yaml")]
-    raise ConfigError(f"{origin}: {unknown(section.removesuffix('s'), name, available)}")
-
-
-def _apply(data: dict[str, Any], override: str) -> None:
-    """`a.b.0=c` sets data["a"]["b"][0] to the YAML value c."""
-    key, sign, text = override.partition("=")
-    if not sign or not key:
-        raise ConfigError(f"--set {override}: write it as key.key=value, for example --set seed=1")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    *parents, last = key.split(".")
-    node: Any = data
-    for part in parents:
-        node = node[_index(node, part, key)] if isinstance(node, list) else _descend(node, part)
-        if not isinstance(node, dict | list):
-            raise ConfigError(f"--set {key}: {part!r} is a value, not a section")
-    if isinstance(node, list):
-        node[_index(node, last, key)] = value
-    else:
-        node[last] = value
-
-
-def _descend(node: dict[str, Any], part: str) -> Any:
-    if node.get(part) is None:
-        node[part] = {}
-    return node[part]
-
-
-def _index(node: list[Any], part: str, key: str) -> int:
-    if not part.isdigit() or int(part) >= len(node):
-        raise ConfigError(f"--set {key}: {part!r} is not an index of a list of {len(node)} (0 to {len(node) - 1})")
-    return int(part)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _merge(base: dict[str, Any], over: Any) -> dict[str, Any]:
-    """`over` laid onto `base`, section by section."""
-    merged = dict(base)
-    for key, value in _mapping(over).items():
-        merged[key] = (
-            _merge(merged[key], value) if isinstance(merged.get(key), dict) and isinstance(value, dict) else value
-        )
-    return merged

@@ -5,6 +5,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Protocol
 
 from ensemble import models
@@ -33,14 +34,15 @@ def build(
     inference: Inferred | None,
     written: Written,
     seconds: Mapping[str, float],
+    store: Path,
     command: Sequence[str],
 ) -> dict[str, Any]:
     config = plan.config
     return {
         "config": config.model_dump(mode="json"),
         "fingerprint": fingerprint(config),
-        "command": list(command[1:]),
-        "store": command[0],
+        "command": list(command),
+        "store": str(store),
         "versions": {"quorum": commit(), "python": platform.python_version(), **_versions()},
         "models": {
             name: {

@@ -12,9 +12,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ensemble import manifest, report
-from ensemble.config import RunConfig, load_config
+from ensemble.config import RunConfig
 from ensemble.errors import ConfigError, EngineError, InputError, StoreError
 from ensemble.grading import check_metrics
+from ensemble.load import load_config
 from ensemble.names import unknown
 from ensemble.outputs import output_error, write_errors, write_json, write_results
 from ensemble.plan import Plan, describe_members, make_plan, replay
@@ -82,7 +83,7 @@ def solve(options: argparse.Namespace) -> int:
             progress.warn(f"{options.gold}: has gold for {written.gold_matched} of {read.rows} questions, joined by id")
         write_errors(folder / "errors.jsonl", [*errors, *written.failed])
         clock.lap("write")
-        facts = manifest.build(plan, read, missing, inference, written, clock.seconds, [str(store), *sys.argv])
+        facts = manifest.build(plan, read, missing, inference, written, clock.seconds, store, sys.argv)
         write_json(folder / "manifest.json", facts)
         report.write(folder / "report.html", plan, read, written, facts, [*errors, *written.failed])
     summary.print_results(read, written, facts, folder, errors)

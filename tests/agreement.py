@@ -11,8 +11,9 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from ensemble import models
-from ensemble.config import ROOT, Letter, Member, RunConfig, Sampling, load_config, read_yaml
+from ensemble.config import ROOT, Letter, Member, RunConfig, Sampling
 from ensemble.engine import ScoreRequest, VLLMEngine
+from ensemble.load import load_config, read_yaml
 from ensemble.prompts import Prompter, load_tokenizer
 from ensemble.questions import parse_question
 from ensemble.rows import iter_rows

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from ensemble.config import ROOT, RunConfig, fingerprint, load_config
+from ensemble.config import ROOT, RunConfig, fingerprint
 from ensemble.errors import ConfigError
+from ensemble.load import load_config
 
 DEMO = ROOT / "configs/demo.yaml"
 

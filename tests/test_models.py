@@ -21,8 +21,9 @@ from typing import Any
 import pytest
 
 from ensemble import models
-from ensemble.config import ROOT, ModelConfig, read_yaml
+from ensemble.config import ROOT, ModelConfig
 from ensemble.errors import ModelError
+from ensemble.load import read_yaml
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GGUF = b"not really a GGUF"
@@ -697,7 +698,8 @@ def test_real_folder_is_found_again_quickly(real: Real) -> None:
     code = (
         "import sys, time\n"
         "from ensemble import models\n"
-        "from ensemble.config import ROOT, ModelConfig, read_yaml\n"
+        "from ensemble.config import ROOT, ModelConfig\n"
+        "from ensemble.load import read_yaml\n"
         "config = ModelConfig.model_validate(read_yaml(ROOT / 'configs/models/smollm2.yaml'))\n"
         "start = time.monotonic()\n"
         "print(models.prepare('smollm2', config, sys.exit))\n"

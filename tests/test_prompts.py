@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ensemble.config import ROOT, Letter, Member, ModelConfig, Sampling, Shots, Source, Template, read_yaml
+from ensemble.config import ROOT, Letter, Member, ModelConfig, Sampling, Shots, Source, Template
 from ensemble.errors import ConfigError, PromptError, TooLongError
+from ensemble.load import read_yaml
 from ensemble.prompts import Prompter, Renderer, cut_text, join_plain
 from tests.conftest import question
 
