@@ -35,9 +35,9 @@ check: setup
 LOCK := uv pip compile -q --universal --no-header --annotation-style line --overrides requirements/overrides.txt
 CPU_LOCK := $(LOCK) --overrides requirements/overrides-cpu.txt
 lock:
-	$(CPU_LOCK) pyproject.toml --group demo --group cpu -o requirements/cpu.txt
+	$(CPU_LOCK) pyproject.toml --group demo --group cpu --group quantization --group japanese -o requirements/cpu.txt
 	$(CPU_LOCK) --group dev -c requirements/cpu.txt -o requirements/dev.txt
-	$(LOCK) pyproject.toml --group demo --group gpu -o requirements/gpu.txt
+	$(LOCK) --overrides requirements/overrides-gpu.txt pyproject.toml --group demo --group gpu --group quantization --group japanese -o requirements/gpu.txt
 
 clean:
 	rm -rf $(VENV) runs

@@ -8,8 +8,8 @@ import numpy as np
 
 from ensemble.config import Letter, Member
 from ensemble.engine import Engine, ScoreRequest
-from ensemble.prompts import ChoicePrompt, Prompter, prompt_hash
-from ensemble.records import Decision, Question, Sample, Score
+from ensemble.prompts import ChoicePrompt, Prompter
+from ensemble.records import Decision, PromptFacts, Question, Sample, Score
 from ensemble.votes import Ask, Evidence, Voter, merge
 
 Record = Callable[[int, Question, Score | Sample], None]  # member index, question, what an engine said
@@ -42,9 +42,7 @@ class Asker:
             logprobs=np.array(values[: len(prompts)], dtype=np.float32).reshape(len(prompts), n),
             tokens=np.array([len(c) for c in first.continuations] if first else [0] * n, dtype=np.int32),
             unconditional=np.array(values[-1], dtype=np.float32) if bare else None,
-            prompt_tokens=len(first.prompt) if first else 0,
-            cut_tokens=first.cut_tokens if first else 0,
-            prompt_hash=prompt_hash(first.prompt, first.continuations) if first else "",
+            prompt=first.facts if first else PromptFacts(),
         )
 
     async def _generate(self, question: Question) -> Sample:
@@ -57,9 +55,7 @@ class Asker:
             finish=reply.finish,
             seed=self._seed,
             index=0,
-            prompt_tokens=len(prompt.ids),
-            cut_tokens=prompt.cut_tokens,
-            prompt_hash=prompt_hash(prompt.ids),
+            prompt=prompt.facts,
         )
 
 

@@ -64,6 +64,31 @@ class EngineConfig(Record):
         return self
 
 
+class Quantize(Record):
+    """A 4-bit GPTQ checkpoint that is made here, once, by GPTQModel."""
+
+    calibration: str = Field(
+        "configs/demo/questions.jsonl", description="Text to calibrate on: plain text, or question rows."
+    )
+    bits: Literal[2, 3, 4, 8] = Field(4, description="Of a weight.")
+    group_size: Literal[-1, 32, 64, 128] | None = Field(
+        None, description="Weights that share a scale; left out: 128, or the largest that divides the model's widths."
+    )
+    desc_act: bool = Field(False, description="Quantize columns by falling activation: better and slower to run.")
+    samples: Annotated[int, Field(ge=1)] = Field(128, description="Calibration texts, taken evenly from the file.")
+    sample_tokens: Annotated[int, Field(ge=32)] = Field(512, description="Longest calibration text.")
+
+
+class Shape(Record):
+    """What a model's memory depends on; its config.json says it too."""
+
+    parameters: Annotated[float, Field(gt=0)] = Field(description="In billions.")
+    bits: Annotated[float, Field(gt=0)] = Field(16, description="Of a weight, scales included (4-bit GPTQ: 4.25).")
+    layers: Annotated[int, Field(ge=1)] = Field(description="num_hidden_layers.")
+    kv_heads: Annotated[int, Field(ge=1)] = Field(description="num_key_value_heads.")
+    head_dim: Annotated[int, Field(ge=1)] = Field(description="Width of a head.")
+
+
 class ModelConfig(Record):
     """One model: origin, numbers, context and engine."""
 
@@ -74,6 +99,11 @@ class ModelConfig(Record):
     context_length: Annotated[int, Field(ge=16)] = Field(description="Tokens of prompt and answer together.")
     chat: bool = Field(False, description="Whether templates of format auto become chat turns.")
     trust_remote_code: bool = Field(False, description="Run code that comes with the model. Only for models you trust.")
+    quantize: Quantize | None = Field(None, description="Make a GPTQ checkpoint of the source, once, and use that.")
+    shape: Shape | None = Field(None, description="For the memory estimate; left out: read from config.json.")
+    trained_on: dict[Task, str] = Field(
+        {}, description="Per task the template of the prompts it was trained on (its model card says); others warn."
+    )
     engine: EngineConfig = Field(EngineConfig(), description="How vLLM runs it.")
 
 
@@ -82,6 +112,7 @@ class Shots(Record):
 
     file: str = Field(description="Question rows with gold; `solution`, where present, is shown instead of `answer`.")
     n: Annotated[int, Field(ge=1)] = Field(description="How many, from the top of the file.")
+    by_group: bool = Field(False, description="Of the rows of the question's own group (MMLU: of its subject).")
 
 
 class Template(Record):
@@ -98,7 +129,9 @@ class Template(Record):
     prefill: str = Field("", description="Start of the model's answer, in chat models the assistant's turn.")
     unconditional: str = Field("Answer:", description="Prompt for the options' probability without the question (pmi).")
     separator: str = Field("\n\n", description="Between instruction, shots and question.")
-    labels: Literal["letters", "numbers"] = Field("letters", description="Names of the options: A, B .. or 1, 2 ..")
+    labels: Literal["letters", "numbers"] | tuple[str, ...] = Field(
+        "letters", description="Names of the options: A, B .., or 1, 2 .., or a list such as [ア, イ, ウ, エ]."
+    )
     shots: Shots | None = Field(None, description="Worked examples.")
 
 
@@ -130,9 +163,14 @@ class Sampling(Record):
     max_tokens: Annotated[int, Field(ge=1)] = Field(128, description="Longest answer.")
     min_tokens: Annotated[int, Field(ge=0)] = Field(0, description="Shortest answer.")
     stop: tuple[str, ...] = Field((), description="Texts that end the answer; they are not part of it.")
+    samples: Annotated[int, Field(ge=1, le=1000)] = Field(
+        1, description="Texts per question; numbers and options are voted on, of other texts the most central one wins."
+    )
 
     @model_validator(mode="after")
     def lengths(self) -> "Sampling":
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(f"{self.samples} samples at temperature 0 are all the same: set temperature, say 0.7")
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
         return self
@@ -145,8 +183,13 @@ class Member(Record):
     template: str = Field(description="A file of configs/templates, without .yaml, or a path to one.")
     scoring: Scoring | None = Field(None, description="Multiple choice: letter, cloze or generate.")
     sampling: Sampling = Field(Sampling(), description="For generated text.")
-    cut: Literal["tail", "head", "forbid"] = Field(
-        "tail", description="What is left out of an input that is too long: its end, its beginning, or refuse it."
+    cut: Literal["tail", "head", "middle", "forbid"] = Field(
+        "tail",
+        description="What is left out of an input that is too long: its end, its beginning, a part around cut_centre; "
+        "forbid: the question is an error.",
+    )
+    cut_centre: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="cut: middle leaves out tokens around this fraction of the input (0.7: past the middle)."
     )
     weight: Annotated[float, Field(gt=0)] = Field(1.0, description="In the average over members.")
 
@@ -156,6 +199,10 @@ class TaskPlan(Record):
 
     members: tuple[Member, ...] = Field(min_length=1, description="One, or several whose votes are combined.")
     metrics: tuple[str, ...] | None = Field(None, description="Left out: the task's usual ones.")
+    rouge_words: Literal["english", "characters", "sudachi"] = Field(
+        "english",
+        description="What ROUGE counts: English words with stemming, characters, or Japanese words by SudachiPy.",
+    )
 
 
 class Store(Record):
@@ -164,7 +211,7 @@ class Store(Record):
 
 
 class Submission(Record):
-    format: Literal["matsuo", "jsonl"] = Field("jsonl", description="Form of submission.json.")
+    format: Literal["matsuo", "jsonl", "lm_eval"] = Field("jsonl", description="Form of submission.json.")
 
 
 class RayConfig(Record):
@@ -188,6 +235,9 @@ class RunConfig(Record):
     tasks: dict[Task, TaskPlan] = Field(min_length=1, description="Per task its members.")
     models: dict[str, ModelConfig] = Field({}, description="Resolved from configs/models; overrides go here.")
     templates: dict[str, Template] = Field({}, description="Resolved from configs/templates; overrides go here.")
+    baseline: dict[Task, dict[str, float]] = Field(
+        {}, description="Per task one metric and the baseline's mean of it: scores are also given relative to these."
+    )
     store: Store = Field(Store(), description="Where scores are kept.")
     submission: Submission = Field(Submission(), description="Form of the submission.")
     ray: RayConfig = Field(RayConfig(), description="The cluster.")

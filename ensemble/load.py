@@ -21,10 +21,12 @@ from ensemble.config import (
     Letter,
     Member,
     ModelConfig,
+    Quantize,
     RayConfig,
     Record,
     RunConfig,
     Sampling,
+    Shape,
     Shots,
     Source,
     Store,
@@ -89,6 +91,7 @@ def _inside(inner: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
 _SECTIONS: dict[str, type[Record]] = {
     "source": Source, "engine": EngineConfig, "shots": Shots, "sampling": Sampling, "store": Store,
     "submission": Submission, "ray": RayConfig, "letter": Letter, "cloze": Cloze, "generate": Generate,
+    "quantize": Quantize, "shape": Shape,
 }  # fmt: skip
 
 

@@ -100,7 +100,9 @@ def prediction_row(question: Question, decision: Decision | None, failures: Fail
         "near_tie": False,
         "letter_mass": None,
         "prompt_tokens": 0,
+        "shots_dropped": 0,
         "cut_tokens": 0,
+        "cut_characters": None,
     }
     metrics = plan.config.tasks[question.task].metrics or DEFAULT_METRICS[question.task]
     if decision is None:
@@ -119,8 +121,10 @@ def prediction_row(question: Question, decision: Decision | None, failures: Fail
         "grade": grade(question.task, decision.prediction, question.gold, metrics),
         "near_tie": decision.near_tie,
         "letter_mass": _rounded(decision.letter_mass),
-        "prompt_tokens": decision.prompt_tokens,
-        "cut_tokens": decision.cut_tokens,
+        "prompt_tokens": decision.prompt.tokens,
+        "shots_dropped": decision.prompt.shots_dropped,
+        "cut_tokens": decision.prompt.cut_tokens,
+        "cut_characters": [decision.prompt.cut_start, decision.prompt.cut_end] if decision.prompt.cut_tokens else None,
     }
 
 

@@ -77,8 +77,8 @@ def member_description(member: Member, model: ModelConfig, template: Template, d
         "engine": "vllm, logits in float32" if model.engine.fake is None else "fake",
         "template": template.model_dump(mode="json", exclude={"description", "format", "shots"}),
         "shots": shots_fingerprint(template),
-        "cut": member.cut,
-        "asks": scoring.method if scored and scoring else member.sampling.model_dump(mode="json"),
+        "cut": member.cut if member.cut != "middle" else f"middle {member.cut_centre}",
+        "asks": scoring.method if scored and scoring else member.sampling.model_dump(mode="json", exclude={"samples"}),
     }
 
 

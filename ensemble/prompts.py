@@ -15,9 +15,10 @@ import jinja2.sandbox
 
 from ensemble.config import ROOT, Member, ModelConfig, Shots, Template, fingerprint, is_chat
 from ensemble.errors import ConfigError, PromptError, TooLongError
-from ensemble.records import Order, Question
+from ensemble.records import Order, PromptFacts, Question
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+CENTRES = {"head": 0.0, "tail": 1.0}  # of what is cut; `middle` states its own
 PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 NUMBERS = [str(n) for n in range(1, 27)]
 
@@ -25,10 +26,10 @@ _jinja = jinja2.sandbox.SandboxedEnvironment(undefined=jinja2.StrictUndefined, t
 
 
 class Prompt(NamedTuple):
-    """Token ids, and how many tokens of the input the cut policy left out."""
+    """Token ids, and how the question was made to fit."""
 
     ids: list[int]
-    cut_tokens: int
+    facts: PromptFacts
 
 
 class ChoicePrompt(NamedTuple):
@@ -36,7 +37,7 @@ class ChoicePrompt(NamedTuple):
 
     prompt: list[int]
     continuations: list[list[int]]
-    cut_tokens: int
+    facts: PromptFacts
 
 
 def labels(template: Template) -> Sequence[str]:
@@ -107,7 +108,7 @@ class Prompter:
     def letters(self, question: Question, order: Order) -> ChoicePrompt:
         """One prefill shows the options in `order`; each continuation is the one token of the option's label."""
         names = labels(self._renderer.template)[: len(order)]
-        text, cut = self._fit(question, order, reserve=1)
+        text, fitted = self._fit(question, order, reserve=1)
         prompt = self._encode(text)
         tokens: list[list[int]] = [[] for _ in order]
         for position, option in enumerate(order):
@@ -125,25 +126,27 @@ class Prompter:
                 f"template {self._renderer.name}: {self._member.model} has one token for several of the labels "
                 f"{', '.join(names)}: use labels: {'numbers' if names[0] == 'A' else 'letters'}, or score by cloze"
             )
-        return ChoicePrompt(prompt, tokens, cut)
+        return ChoicePrompt(prompt, tokens, _identified(fitted, prompt, tokens))
 
     def cloze(self, question: Question) -> ChoicePrompt:
         """Each continuation is an option's whole text."""
         order = tuple(range(len(question.choices)))
         answers = [self._renderer.answer(choice) for choice in question.choices]
-        text, cut = self._fit(question, order, reserve=max(len(self._encode(a, False)) for a in answers) + 2)
-        return ChoicePrompt(*self._continuations(text, answers), cut)
+        text, fitted = self._fit(question, order, reserve=max(len(self._encode(a, False)) for a in answers) + 2)
+        prompt, continuations = self._continuations(text, answers)
+        return ChoicePrompt(prompt, continuations, _identified(fitted, prompt, continuations))
 
     def unconditional(self, question: Question) -> ChoicePrompt:
         """The same continuations after the template's `unconditional` text, without the question."""
         answers = [self._renderer.answer(choice) for choice in question.choices]
-        return ChoicePrompt(*self._continuations(self._renderer.template.unconditional, answers), 0)
+        return ChoicePrompt(*self._continuations(self._renderer.template.unconditional, answers), PromptFacts())
 
     def text(self, question: Question) -> Prompt:
         """A prompt that leaves room for `sampling.max_tokens`."""
         order = tuple(range(len(question.choices)))
-        text, cut = self._fit(question, order, reserve=self._member.sampling.max_tokens)
-        return Prompt(self._encode(text), cut)
+        text, fitted = self._fit(question, order, reserve=self._member.sampling.max_tokens)
+        ids = self._encode(text)
+        return Prompt(ids, _identified(fitted, ids))
 
     def _continuations(self, text: str, answers: Sequence[str]) -> tuple[list[int], list[list[int]]]:
         whole = [self._encode(text + answer) for answer in answers]
@@ -155,36 +158,39 @@ class Prompter:
             raise PromptError(f"template {self._renderer.name}: an option needs some text before it; add a question")
         return prompt[:shared], [ids[shared:] for ids in whole]
 
-    def _fit(self, question: Question, order: Order, reserve: int) -> tuple[str, int]:
-        """The prompt's text within the context length, and the tokens of the input that were left out."""
+    def _fit(self, question: Question, order: Order, reserve: int) -> tuple[str, PromptFacts]:
+        """The prompt's text within the context length, and what was left out for that."""
         budget = self._model.context_length - reserve
         over = 0
         for shots in range(self._renderer.n_shots, -1, -1):
             text = self._wrap(self._renderer.turns(question, order, question.text, question.context, shots))
             over = len(self._encode(text)) - budget
             if over <= 0:
-                return text, 0
+                return text, PromptFacts(shots_dropped=self._renderer.n_shots - shots)
         if self._member.cut == "forbid":
             raise TooLongError(
                 f"the prompt is {over} tokens too long for {self._member.model}'s context of "
-                f"{self._model.context_length}, and the member's cut policy is forbid: set cut: tail or head, lower "
-                "sampling.max_tokens, or raise context_length"
+                f"{self._model.context_length}, and the member's cut policy is forbid: set cut: tail, head or "
+                "middle, lower sampling.max_tokens, or raise context_length"
             )
         return self._cut(question, order, budget, over)
 
-    def _cut(self, question: Question, order: Order, budget: int, over: int) -> tuple[str, int]:
+    def _cut(self, question: Question, order: Order, budget: int, over: int) -> tuple[str, PromptFacts]:
         # The context passage is cut where there is one (the question after it is short), else the text.
         source = question.context or question.text
         offsets = self._tokenizer(source, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        keep = len(offsets) - over
-        while keep > 0:
-            kept = cut_text(source, offsets, keep, self._member.cut)
+        dropped = over
+        while dropped < len(offsets):
+            start, end = cut_span(offsets, dropped, CENTRES.get(self._member.cut, self._member.cut_centre))
+            kept = source[:start] + source[end:]
             text, context = (question.text, kept) if question.context else (kept, None)
             prompt = self._wrap(self._renderer.turns(question, order, text, context, 0))
             over = len(self._encode(prompt)) - budget
             if over <= 0:
-                return prompt, len(offsets) - keep
-            keep -= over
+                return prompt, PromptFacts(
+                    shots_dropped=self._renderer.n_shots, cut_tokens=dropped, cut_start=start, cut_end=end
+                )
+            dropped += over
         raise TooLongError(
             f"template, options and answer leave no room for the input in {self._member.model}'s context of "
             f"{self._model.context_length} tokens: raise context_length or lower sampling.max_tokens"
@@ -236,18 +242,25 @@ def join_plain(turns: Sequence[tuple[str, str]], separator: str) -> str:
     return separator.join(blocks)
 
 
-def cut_text(source: str, offsets: Sequence[tuple[int, int]], keep: int, policy: str) -> str:
-    """`source` with only `keep` of its tokens: the first ones (`tail` is cut) or the last (`head` is cut).
+def cut_span(offsets: Sequence[tuple[int, int]], dropped: int, centre: float) -> tuple[int, int]:
+    """The characters (start, end) that `dropped` neighbouring tokens around the fraction `centre` of the text cover.
 
-    offsets: (start, end) characters of each token. The result is a slice of the source, never decoded text.
+    offsets: (start, end) characters of each token of the text; 0 < dropped < len(offsets). At centre 0 the first
+    tokens go, at 1 the last ones. What is kept are slices of the text, never decoded tokens.
     """
-    assert 0 < keep <= len(offsets)
-    return source[: offsets[keep - 1][1]] if policy == "tail" else source[offsets[-keep][0] :]
+    assert 0 < dropped < len(offsets)
+    first = min(max(round(centre * len(offsets) - dropped / 2), 0), len(offsets) - dropped)
+    last = first + dropped
+    start = 0 if first == 0 else offsets[first - 1][1]
+    if last == len(offsets):
+        return start, offsets[-1][1]
+    return start, max(start, offsets[last][0])  # two tokens may share a character of several bytes
 
 
-def prompt_hash(ids: Sequence[int], continuations: Sequence[Sequence[int]] = ()) -> str:
-    """16 hex digits over token ids; stands beside the semantic key to verify it."""
-    return fingerprint([list(ids), [list(c) for c in continuations]])[:16]
+def _identified(facts: PromptFacts, ids: Sequence[int], continuations: Sequence[Sequence[int]] = ()) -> PromptFacts:
+    """With the prompt's length and hash; the hash stands in the store beside the semantic key to verify it."""
+    digest = fingerprint([list(ids), [list(c) for c in continuations]])[:16]
+    return facts._replace(tokens=len(ids), hash=digest)
 
 
 def read_shots(shots: Shots, names: Sequence[str] | None) -> list[tuple[Question, str]]:

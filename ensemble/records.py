@@ -47,6 +47,26 @@ class RowError(NamedTuple):
     message: str
 
 
+class PromptFacts(NamedTuple):
+    """How a question was shown to a model.
+
+    tokens: length of the prompt; of several orders, of the first one's. hash: 16 hex digits over its token ids and
+        its continuations. shots_dropped: worked examples left out because the prompt would have been too long.
+    cut_tokens: of the cut source (the context where there is one, else the text) that were left out;
+    cut_start, cut_end: their characters, source[cut_start:cut_end]; 0, 0 where nothing was cut.
+    """
+
+    tokens: int = 0
+    hash: str = ""
+    shots_dropped: int = 0
+    cut_tokens: int = 0
+    cut_start: int = 0
+    cut_end: int = 0
+
+
+NO_PROMPT = PromptFacts()
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """What one member's model says about the options of one question.
@@ -55,31 +75,28 @@ class Score:
         position) before any normalisation: of its letter (`letter`) or of its whole text (`cloze`).
     tokens: int32 [options], how many tokens each option's continuation has (1 for letters).
     unconditional: float32 [options], the same texts without the question (cloze with PMI), else None.
-    prompt_tokens, cut_tokens: length of the first order's prompt, and what the cut policy left out of it.
-    prompt_hash: 16 hex digits over the token ids of the first order's prompt and its continuations.
     """
 
     orders: tuple[Order, ...]
     logprobs: FloatArray
     tokens: npt.NDArray[np.int32]
     unconditional: FloatArray | None = None
-    prompt_tokens: int = 0
-    cut_tokens: int = 0
-    prompt_hash: str = ""
+    prompt: PromptFacts = NO_PROMPT
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One generated text. `finish` is vLLM's reason: `stop`, or `length` where max_tokens ended it."""
+    """One generated text, the `index`-th of its question under `seed`.
+
+    finish: vLLM's reason, `stop`, or `length` where max_tokens ended it.
+    """
 
     text: str
     tokens: int
     finish: str
     seed: int
     index: int
-    prompt_tokens: int = 0
-    cut_tokens: int = 0
-    prompt_hash: str = ""
+    prompt: PromptFacts = NO_PROMPT
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,5 +119,4 @@ class Decision:
     members: tuple[str, ...]
     near_tie: bool = False
     letter_mass: float | None = None
-    prompt_tokens: int = 0
-    cut_tokens: int = 0
+    prompt: PromptFacts = NO_PROMPT

@@ -1,6 +1,6 @@
 """The score store: what a model once said is never computed again.
 
-    STORE/schema.json                            {"schema": 1}
+    STORE/schema.json                            {"schema": 2}
     STORE/members/<key>.json                     what the key stands for, for people
     STORE/scores/<key>/<segment>.parquet         one row per question: orders x options log-probabilities
     STORE/samples/<key>/<segment>.parquet        one row per generated text
@@ -22,10 +22,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ensemble.errors import StoreError
-from ensemble.records import Sample, Score
+from ensemble.records import PromptFacts, Sample, Score
 from ensemble.votes import merge
 
-SCHEMA = 1
+SCHEMA = 2
 GROUP_ROWS = 4096  # rows that a look-up decodes at once
 CACHED_GROUPS = 64
 
@@ -226,7 +226,8 @@ def schema(kind: Kind) -> Any:
     """The Arrow schema of a segment."""
     import pyarrow as pa
 
-    common = [("prompt_tokens", pa.int32()), ("cut_tokens", pa.int32()), ("prompt_hash", pa.string())]
+    numbers = (name for name in PromptFacts._fields if name != "hash")
+    common = [("prompt_hash", pa.string()), *((f"prompt_{name}", pa.int32()) for name in numbers)]
     if kind == "scores":
         columns = [
             ("hash", pa.binary(16)),
@@ -315,7 +316,11 @@ def _sample_row(sample: Sample) -> dict[str, Any]:
 
 
 def _prompt_columns(value: Score | Sample) -> dict[str, Any]:
-    return {"prompt_tokens": value.prompt_tokens, "cut_tokens": value.cut_tokens, "prompt_hash": value.prompt_hash}
+    return {f"prompt_{name}": fact for name, fact in value.prompt._asdict().items()}
+
+
+def _prompt(row: dict[str, Any]) -> PromptFacts:
+    return PromptFacts(*(row[f"prompt_{name}"] for name in PromptFacts._fields))
 
 
 def _score(row: dict[str, Any]) -> Score:
@@ -327,11 +332,9 @@ def _score(row: dict[str, Any]) -> Score:
         logprobs=np.array(row["logprobs"], dtype=np.float32).reshape(-1, n),
         tokens=np.array(row["tokens"], dtype=np.int32),
         unconditional=None if unconditional is None else np.array(unconditional, dtype=np.float32),
-        prompt_tokens=row["prompt_tokens"],
-        cut_tokens=row["cut_tokens"],
-        prompt_hash=row["prompt_hash"],
+        prompt=_prompt(row),
     )
 
 
 def _sample(row: dict[str, Any]) -> Sample:
-    return Sample(**{k: v for k, v in row.items() if k != "hash"})
+    return Sample(row["text"], row["tokens"], row["finish"], row["seed"], row["index"], _prompt(row))

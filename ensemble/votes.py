@@ -100,8 +100,7 @@ class Voter:
             members=self._names,
             near_tie=bool((margin <= self._near_tie * np.hypot(bound[best], bound[rivals])).any()),
             letter_mass=min(masses, default=None),
-            prompt_tokens=max(s.prompt_tokens for s in scores),
-            cut_tokens=max(s.cut_tokens for s in scores),
+            prompt=max((s.prompt for s in scores), key=lambda p: (p.cut_tokens, p.shots_dropped, p.tokens)),
         )
 
 
@@ -171,9 +170,7 @@ def merge(known: Evidence, new: Score) -> Score:
         np.concatenate([known.logprobs, new.logprobs[fresh]]) if known.orders else new.logprobs,
         known.tokens if known.orders else new.tokens,
         known.unconditional if known.unconditional is not None else new.unconditional,
-        known.prompt_tokens or new.prompt_tokens,
-        known.cut_tokens or new.cut_tokens,
-        known.prompt_hash or new.prompt_hash,
+        known.prompt if known.orders else new.prompt,
     )
 
 
@@ -193,6 +190,5 @@ def _read_sample(question: Question, sample: Sample, names: tuple[str, ...], lab
         votes=None,
         orders_used=1,
         members=names,
-        prompt_tokens=sample.prompt_tokens,
-        cut_tokens=sample.cut_tokens,
+        prompt=sample.prompt,
     )

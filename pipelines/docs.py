@@ -28,6 +28,8 @@ SECTIONS: dict[str, type[config.Record]] = {
     "Model file, or models.NAME": config.ModelConfig,
     "models.NAME.source": config.Source,
     "models.NAME.engine": config.EngineConfig,
+    "models.NAME.quantize": config.Quantize,
+    "models.NAME.shape": config.Shape,
     "Template file, or templates.NAME": config.Template,
     "templates.NAME.shots": config.Shots,
 }

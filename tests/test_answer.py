@@ -88,7 +88,7 @@ def test_generated_text_is_kept_with_its_prompt(word_tokenizer):
     decision, ((_, sample),), _ = run(question("Who", (), "math"), [member], word_tokenizer)
     assert decision.prediction == "7"
     assert isinstance(sample, Sample)
-    assert (sample.prompt_tokens, sample.cut_tokens, sample.index) == (3, 0, 0)
+    assert (sample.prompt.tokens, sample.prompt.cut_tokens, sample.index) == (3, 0, 0)
 
 
 def test_what_one_member_said_is_kept_when_another_fails(word_tokenizer):

@@ -62,7 +62,7 @@ def test_overrides_reach_every_part(override, read):
             "{model: smollm2, template: cloze, scoring: {method: cloze}}]",
             "generate gives no log-probabilities to average",
         ),
-        ("submission.format=xml", "submission.format: Input should be 'matsuo' or 'jsonl'"),
+        ("submission.format=xml", "submission.format: Input should be 'matsuo', 'jsonl' or 'lm_eval'"),
     ],
 )
 def test_errors_name_the_place_and_the_cure(override, message):

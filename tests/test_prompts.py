@@ -8,7 +8,7 @@ import pytest
 from ensemble.config import ROOT, Letter, Member, ModelConfig, Sampling, Shots, Source, Template
 from ensemble.errors import ConfigError, PromptError, TooLongError
 from ensemble.load import read_yaml
-from ensemble.prompts import Prompter, Renderer, cut_text, join_plain
+from ensemble.prompts import Prompter, Renderer, cut_span, join_plain
 from tests.conftest import question
 
 
@@ -104,7 +104,7 @@ def test_a_long_text_keeps_exactly_what_fits(word_tokenizer, cut):
     kept = text[:84] if cut == "tail" else text[-84:]
     assert tok.decode(asked.ids) == f"T: {kept} S:"
     assert len(asked.ids) == 90
-    assert asked.cut_tokens == 416
+    assert asked.facts.cut_tokens == 416
 
 
 def test_the_passage_is_cut_and_the_question_and_options_never(word_tokenizer):
@@ -126,13 +126,13 @@ def test_shots_are_dropped_before_the_text_is_cut(word_tokenizer, tmp_path):
     # 90 tokens for the prompt; a shot with its separator takes 23. 30 characters leave room for two of them.
     asked = p.text(question("q" * 30, (), "math"))
     assert tok.decode(asked.ids) == ("s" * 20 + " 1|") * 2 + "q" * 30
-    assert asked.cut_tokens == 0
+    assert asked.facts.cut_tokens == 0
     assert tok.decode(p.text(question("q" * 88, (), "math")).ids) == "q" * 88
 
 
 def test_cutting_can_be_forbidden(word_tokenizer):
     p, _ = prompter(word_tokenizer, Template(question="{{ text }}"), context=100, cut="forbid")
-    with pytest.raises(TooLongError, match=r"10 tokens too long.*set cut: tail or head"):
+    with pytest.raises(TooLongError, match=r"10 tokens too long.*set cut: tail, head"):
         p.text(question("x" * 100, (), "generation"))
 
 
@@ -142,10 +142,21 @@ def test_options_that_leave_no_room_are_refused(word_tokenizer):
         p.letters(question("q", ("x" * 40, "y" * 40)), (0, 1))
 
 
-@pytest.mark.parametrize(("policy", "expected"), [("tail", "ab 日"), ("head", " 日本")])
-def test_a_cut_is_a_slice_of_the_source(policy, expected):
-    offsets = [(0, 2), (2, 4), (4, 5)]
-    assert cut_text("ab 日本", offsets, 2, policy) == expected
+@pytest.mark.parametrize(
+    ("dropped", "centre", "expected"),
+    [
+        (1, 1.0, "ab 日本"),  # the last token, the end of the text
+        (1, 0.0, " 日本語"),  # the first
+        (2, 0.5, "ab語"),
+        (1, 0.5, "ab 日語"),  # from 1.5, which Python rounds to the even 2
+        (3, 0.9, "ab"),  # moved back so that three tokens are dropped
+        (3, 0.1, "語"),
+    ],
+)
+def test_a_cut_drops_neighbouring_tokens_around_its_centre(dropped, centre, expected):
+    offsets = [(0, 2), (2, 4), (4, 5), (5, 6)]
+    start, end = cut_span(offsets, dropped, centre)
+    assert "ab 日本語"[:start] + "ab 日本語"[end:] == expected
 
 
 @pytest.mark.parametrize(

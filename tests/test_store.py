@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ensemble.errors import StoreError
-from ensemble.records import Sample, Score
+from ensemble.records import PromptFacts, Sample, Score
 from ensemble.store import StoreReader, StoreWriter, open_store, segments
 from ensemble.votes import cyclic, identity
 
@@ -18,7 +18,7 @@ from ensemble.votes import cyclic, identity
 def a_score(value: float, orders=None, n=3) -> Score:
     orders = orders or identity(n)
     table = (value + np.arange(len(orders) * n).reshape(len(orders), n) / 7).astype(np.float32)
-    return Score(orders, table, np.arange(1, n + 1, dtype=np.int32), None, 9, 2, "ab" * 8)
+    return Score(orders, table, np.arange(1, n + 1, dtype=np.int32), None, PromptFacts(9, "ab" * 8, 1, 2, 30, 40))
 
 
 def key(i: int) -> bytes:
@@ -31,7 +31,7 @@ def equal(a: Score | None, b: Score) -> bool:
         and a.orders == b.orders
         and np.array_equal(a.logprobs, b.logprobs)
         and np.array_equal(a.tokens, b.tokens)
-        and (a.prompt_tokens, a.cut_tokens, a.prompt_hash) == (b.prompt_tokens, b.cut_tokens, b.prompt_hash)
+        and a.prompt == b.prompt
     )
 
 
@@ -54,7 +54,7 @@ def test_round_trip_of_many_rows_over_several_segments(tmp_path):
 def test_samples_are_found_by_seed(tmp_path):
     root = open_store(tmp_path)
     writer = StoreWriter(root, 100)
-    texts = {seed: Sample(f"text {seed} 日本\n", 3, "stop", seed, 0, 7, 0, "") for seed in (0, 1, -5)}
+    texts = {seed: Sample(f"text {seed} 日本\n", 3, "stop", seed, 0, PromptFacts(7)) for seed in (0, 1, -5)}
     for sample in texts.values():
         writer.add("m", key(1), sample)
     writer.flush()
