@@ -5,18 +5,18 @@ same bytes.
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
-from ensemble.errors import StoreError
+from ensemble.files import replacing, write_json
 from ensemble.grading import DEFAULT_METRICS, GradeBook, grade
 from ensemble.plan import Plan
 from ensemble.records import Decision, Gold, Question, RowError
+from ensemble.submissions import SUBMISSIONS
 
 EXAMPLES = 20  # per task, kept for the report
 
@@ -130,92 +130,6 @@ def prediction_row(question: Question, decision: Decision | None, failures: Fail
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
-
-
-class _Sink:
-    """Takes (question, prediction row) pairs one by one and writes them in one submission format."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file, self._rows = file, 0
-
-    def send(self, pair: tuple[Question, dict[str, Any]]) -> None:
-        self._write(*pair)
-        self._rows += 1
-
-    def _write(self, question: Question, row: dict[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class JsonlSubmission(_Sink):
-    """One line a question: id and answer, in the form in which the input gives gold; null where it failed."""
-
-    def _write(self, question: Question, row: dict[str, Any]) -> None:
-        prediction = row["prediction"]
-        if question.choice_ids is not None and prediction is not None:
-            prediction = question.choice_ids[prediction]
-        self._file.write(json.dumps({"id": question.id, "answer": prediction}, ensure_ascii=False) + "\n")
-
-
-class MatsuoSubmission(_Sink):
-    """The competition's array: the question as it came, plus `answer`. Something is submitted for every row."""
-
-    def _write(self, question: Question, row: dict[str, Any]) -> None:
-        item: dict[str, Any] = {"id": question.id, "task_type": question.task, "text": question.text}
-        if question.context:
-            item["context"] = question.context
-        if question.task == "multiple_choice":
-            ids = question.choice_ids or tuple(range(1, len(question.choices) + 1))
-            item["choices"] = [{"choice_id": i, "text": t} for i, t in zip(ids, question.choices, strict=True)]
-            item["answer"] = ids[row["prediction"] or 0]
-        else:
-            item["answer"] = row["prediction"] or ""
-        self._file.write(("[\n" if self._rows == 0 else ",\n") + json.dumps(item, ensure_ascii=False))
-
-    def close(self) -> None:
-        self._file.write("\n]\n" if self._rows else "[]\n")
-
-
-SUBMISSIONS: dict[str, type[_Sink]] = {"jsonl": JsonlSubmission, "matsuo": MatsuoSubmission}
-
-
-class replacing:
-    """A text file that takes its place when the block ends without an error. Raises StoreError on a full disk."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}")
-
-    def __enter__(self) -> TextIO:
-        try:
-            self._file = open(self._temporary, "w", encoding="utf-8")
-        except OSError as e:
-            raise output_error(self._path.parent, e) from None
-        return self._file
-
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        try:
-            self._file.close()
-            if error is None:
-                os.replace(self._temporary, self._path)
-        except OSError as e:
-            raise output_error(self._path.parent, e) from None
-        finally:
-            self._temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and not isinstance(error, StoreError):
-            raise output_error(self._path.parent, error) from None
-
-
-def output_error(folder: Path, error: OSError) -> StoreError:
-    return StoreError(
-        f"output folder {folder}: {error.strerror or error}; free space, or give another with --output. "
-        "Scores are in the store: the same command goes on from there"
-    )
-
-
-def write_json(path: Path, value: Any) -> None:
-    with replacing(path) as f:
-        json.dump(value, f, ensure_ascii=False, indent=1)
-        f.write("\n")
 
 
 def write_errors(path: Path, errors: Iterable[RowError]) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import jinja2
 
-from ensemble.outputs import Written, replacing
+from ensemble.files import replacing
+from ensemble.outputs import Written
 from ensemble.plan import Plan
 from ensemble.read import InputSummary
 from ensemble.records import RowError

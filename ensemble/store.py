@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ensemble.errors import StoreError
+from ensemble.files import write_atomically
 from ensemble.records import PromptFacts, Sample, Score
 from ensemble.votes import merge
 
@@ -265,21 +266,6 @@ def write_segment(path: Path, kind: Kind, rows: Sequence[dict[str, Any]]) -> Non
             f"store {path.parent}: {e.strerror or e}; free space or permissions, then run the same command again: "
             "what is stored is not computed again"
         ) from None
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """The file appears whole and durable, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:6]}")
-    try:
-        with open(temporary, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _read(path: Path, columns: list[str] | None = None) -> Any:

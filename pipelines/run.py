@@ -14,10 +14,11 @@ from filelock import FileLock, Timeout
 from ensemble import manifest, report
 from ensemble.config import RunConfig
 from ensemble.errors import ConfigError, EngineError, InputError, StoreError
+from ensemble.files import output_error, write_json
 from ensemble.grading import check_metrics
 from ensemble.load import load_config
 from ensemble.names import unknown
-from ensemble.outputs import output_error, write_errors, write_json, write_results
+from ensemble.outputs import write_errors, write_results
 from ensemble.plan import Plan, describe_members, make_plan, replay
 from ensemble.questions import parse_question
 from ensemble.read import InputSummary, find_inputs, iter_blocks, read_questions
