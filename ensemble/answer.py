@@ -1,17 +1,18 @@
 """One question, from asking to decision: the loop that batch and serve share."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ensemble.config import Letter, Member
 from ensemble.engine import Engine, ScoreRequest
-from ensemble.prompts import ChoicePrompt, Prompter
-from ensemble.records import Decision, PromptFacts, Question, Sample, Score
+from ensemble.prompts import ChoicePrompt, Prompt, Prompter
+from ensemble.records import NO_PROMPT, Decision, Question, Sample, Score
 from ensemble.votes import Ask, Evidence, Voter, merge
 
+Keep = Callable[[Score | Sample], None]
 Record = Callable[[int, Question, Score | Sample], None]  # member index, question, what an engine said
 
 
@@ -22,10 +23,13 @@ class Asker:
         """seed: `ensemble.plan.sample_seed`."""
         self._member, self._prompter, self._engine, self._seed = member, prompter, engine, seed
 
-    async def __call__(self, question: Question, ask: Ask) -> Score | Sample:
-        if not ask.orders and not ask.unconditional:
-            return await self._generate(question)
-        return await self._score(question, ask)
+    async def __call__(self, question: Question, ask: Ask, keep: Keep) -> None:
+        """Each reply goes to `keep` when it comes in."""
+        if ask.samples:
+            prompt = self._prompter.text(question)
+            await together(self._generate(question, prompt, index, keep) for index in ask.samples)
+        else:
+            keep(await self._score(question, ask))
 
     async def _score(self, question: Question, ask: Ask) -> Score:
         if isinstance(self._member.scoring, Letter):
@@ -42,42 +46,55 @@ class Asker:
             logprobs=np.array(values[: len(prompts)], dtype=np.float32).reshape(len(prompts), n),
             tokens=np.array([len(c) for c in first.continuations] if first else [0] * n, dtype=np.int32),
             unconditional=np.array(values[-1], dtype=np.float32) if bare else None,
-            prompt=first.facts if first else PromptFacts(),
+            prompt=first.facts if first else NO_PROMPT,
         )
 
-    async def _generate(self, question: Question) -> Sample:
-        prompt = self._prompter.text(question)
-        sampling = self._member.sampling
-        reply = await self._engine.generate(prompt.ids, sampling, request_seed(self._seed, question))
-        return Sample(
-            text=reply.text.strip(),
-            tokens=reply.tokens,
-            finish=reply.finish,
-            seed=self._seed,
-            index=0,
-            prompt=prompt.facts,
-        )
+    async def _generate(self, question: Question, prompt: Prompt, index: int, keep: Keep) -> None:
+        seed = request_seed(self._seed, question, index)
+        reply = await self._engine.generate(prompt.ids, self._member.sampling, seed)
+        keep(Sample(reply.text.strip(), reply.tokens, reply.finish, self._seed, index, prompt.facts))
 
 
-def request_seed(seed: int, question: Question) -> int:
-    """A question's own seed, so that its samples do not depend on its place in the input; below 2**31."""
-    return (int.from_bytes(question.hash[:4], "big") ^ seed) & 0x7FFFFFFF
+def request_seed(seed: int, question: Question, index: int = 0) -> int:
+    """A seed for each text of a question, so that it does not depend on its place in the input; below 2**31."""
+    own = int.from_bytes(question.hash[:4], "big") ^ seed
+    return (own + index * 0x9E3779B1) & 0x7FFFFFFF  # an odd step: the indices of a question never meet
 
 
 async def answer(
-    question: Question, voter: Voter, askers: Sequence[Any], evidence: Sequence[Evidence], record: Record
+    question: Question,
+    voter: Voter,
+    askers: Sequence[Asker],
+    evidence: Sequence[Evidence],
+    record: Record,
+    first: bool = False,
 ) -> Decision:
-    """Ask until the voter decides. `record` gets each reply before it is used: what was paid for is kept."""
+    """Ask until the voter decides; `first`: only until a decision is possible.
+
+    `record` gets each reply before it is used: what was paid for is kept, also where another reply fails.
+    """
     known = list(evidence)
 
     async def put(ask: Ask) -> None:
-        reply = await askers[ask.member](question, ask)
-        record(ask.member, question, reply)
-        known[ask.member] = merge(known[ask.member], reply) if isinstance(reply, Score) else reply
+        def keep(reply: Score | Sample) -> None:
+            record(ask.member, question, reply)
+            known[ask.member] = merge(known[ask.member], reply)
 
+        await askers[ask.member](question, ask, keep)
+
+    if first:
+        await together(map(put, voter.first(question, known)))
+        decision = voter.best(question, known)
+        assert decision is not None
+        return decision
     while isinstance(step := voter.next(question, known), list):
-        results = await asyncio.gather(*map(put, step), return_exceptions=True)  # the others' replies are kept
-        for error in results:
-            if error is not None:
-                raise error
+        await together(map(put, step))
     return step
+
+
+async def together(calls: Any) -> None:
+    """Waits for all, then raises the first error: the others' replies are kept."""
+    waiting: list[Awaitable[None]] = list(calls)
+    for error in await asyncio.gather(*waiting, return_exceptions=True):
+        if error is not None:
+            raise error

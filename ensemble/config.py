@@ -250,13 +250,12 @@ class RunConfig(Record):
                     raise ValueError(f"tasks.{task}.members.{i} needs scoring: {{method: letter | cloze | generate}}")
                 if task != "multiple_choice" and member.scoring is not None:
                     raise ValueError(f"tasks.{task}.members.{i}.scoring is only for multiple_choice: leave it out")
-                if isinstance(member.scoring, Generate) and len(plan.members) > 1:
-                    raise ValueError(
-                        f"tasks.{task}.members.{i}: generate gives no log-probabilities to average; "
-                        "keep it as the only member, or score by letter or cloze"
-                    )
-            if task != "multiple_choice" and len(plan.members) > 1:
-                raise ValueError(f"tasks.{task}.members: texts of several members are not combined; keep one")
+            generating = {isinstance(member.scoring, Generate) for member in plan.members}
+            if task == "multiple_choice" and len(generating) > 1:
+                raise ValueError(
+                    f"tasks.{task}.members: generate gives no log-probabilities to average with the others'; "
+                    "let all members generate, or score them by letter or cloze"
+                )
         return self
 
 

@@ -13,10 +13,13 @@ from ensemble.errors import EngineError
 
 
 class FakeEngine:
-    """`seconds` is slept on each call; prompts that contain the token id `poison` fail; `text` is what it generates."""
+    """`seconds` is slept on each call; prompts that contain the token id `poison` fail; `text` is what it generates,
+    of several texts the one that the seed picks."""
 
-    def __init__(self, seconds: float = 0.0, poison: int | None = None, text: str = "The answer is 7.") -> None:
-        self._seconds, self._poison, self._text = seconds, poison, text
+    def __init__(
+        self, seconds: float = 0.0, poison: int | None = None, text: str | Sequence[str] = "The answer is 7."
+    ) -> None:
+        self._seconds, self._poison, self._texts = seconds, poison, [text] if isinstance(text, str) else text
         self.calls = 0
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply]:
@@ -25,7 +28,8 @@ class FakeEngine:
 
     async def generate(self, prompt: TokenIds, sampling: Sampling, seed: int) -> GenerateReply:
         await self._work(prompt)
-        return GenerateReply(self._text, len(self._text.split()), "stop", len(prompt), 0)
+        text = self._texts[seed % len(self._texts)]
+        return GenerateReply(text, len(text.split()), "stop", len(prompt), 0)
 
     async def _work(self, *prompts: TokenIds) -> None:
         self.calls += 1
@@ -40,7 +44,8 @@ class FakeEngine:
 def pseudo_logprob(prompt: TokenIds, continuation: TokenIds) -> float:
     """A number in (-4, 0) for each token, summed; a pure function of the token ids."""
     total = 0.0
-    for end in range(1, len(continuation) + 1):
-        ids = ",".join(map(str, [*prompt, -1, *continuation[:end]]))
-        total -= int.from_bytes(hashlib.blake2b(ids.encode(), digest_size=4).digest(), "big") / 2**30
+    digest = hashlib.blake2b(",".join(map(str, [*prompt, -1])).encode(), digest_size=4)
+    for token in continuation:
+        digest.update(f",{token}".encode())
+        total -= int.from_bytes(digest.digest(), "big") / 2**30
     return total

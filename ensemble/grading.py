@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,9 @@ from ensemble.metrics import (
 )
 from ensemble.names import unknown
 from ensemble.records import Gold, Task
+from ensemble.rouge import Words
 
-METRICS: dict[str, Callable[[Any, Any], float]] = {
+METRICS: dict[str, Callable[..., float]] = {  # (prediction, reference) -> grade; ROUGE also takes `words`
     "accuracy": accuracy,
     "exact_match": exact_match,
     "quasi_exact_match": quasi_exact_match,
@@ -33,6 +34,7 @@ METRICS: dict[str, Callable[[Any, Any], float]] = {
     "rougeL": rougeL,
     "rouge2_char": rouge2_char,
 }
+ROUGE = ("rouge1", "rouge2", "rougeL")  # metrics of words, hence with a choice of what a word is
 
 DEFAULT_METRICS: dict[Task, tuple[str, ...]] = {
     "multiple_choice": ("accuracy",),
@@ -58,11 +60,12 @@ def check_metrics(task: Task, names: Iterable[str]) -> None:
 
 
 def grade(
-    task: Task, prediction: int | str | None, gold: Gold | None, metrics: Sequence[str]
+    task: Task, prediction: int | str | None, gold: Gold | None, metrics: Sequence[str], words: Words = "english"
 ) -> dict[str, float] | None:
-    """{metric: grade in [0, 1]}, or None where there is no gold. ConfigError: see `check_metrics`.
+    """{metric: grade in [0, 1]}, or None where there is no gold. ConfigError: see `check_metrics`, `rouge.tokens`.
 
     A prediction of None (no answer could be read) scores 0; of several references the best match counts.
+    words: what ROUGE counts; the other metrics have their own definition of it.
     """
     check_metrics(task, metrics)
     if gold is None:
@@ -70,7 +73,8 @@ def grade(
     references: tuple[int | str, ...] = gold if isinstance(gold, tuple) else (gold,)
     if prediction is None:
         return dict.fromkeys(metrics, 0.0)
-    return {name: max(METRICS[name](prediction, reference) for reference in references) for name in metrics}
+    measures = {name: partial(METRICS[name], words=words) if name in ROUGE else METRICS[name] for name in metrics}
+    return {name: max(measure(prediction, reference) for reference in references) for name, measure in measures.items()}
 
 
 class GradeBook:
@@ -79,9 +83,17 @@ class GradeBook:
     def __init__(self) -> None:
         self._grades: dict[tuple[Task, str | None, str], array[float]] = {}  # (task, group, metric)
 
-    def add(self, task: Task, group: str | None, grades: Mapping[str, float] | None) -> None:
-        """Notes the grades of one question; None (no gold) leaves it out."""
-        for metric, value in (grades or {}).items():
+    def add(
+        self, task: Task, group: str | None, grades: Mapping[str, float] | None, letter_mass: float | None = None
+    ) -> None:
+        """Notes the grades of one question; None (no gold) leaves it out.
+
+        letter_mass: the probability of all option letters together, which needs no gold; summed up as a metric.
+        """
+        noted = dict(grades or {})
+        if letter_mass is not None:
+            noted["letter_mass"] = letter_mass
+        for metric, value in noted.items():
             self._grades.setdefault((task, group, metric), array("d")).append(value)
 
     def summary(self, seed: int) -> dict[str, dict[str, dict[str, float | int]]]:

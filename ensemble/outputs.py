@@ -12,73 +12,95 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ensemble.digest import Digest
 from ensemble.files import replacing, write_json
 from ensemble.grading import DEFAULT_METRICS, GradeBook, grade
 from ensemble.plan import Plan
-from ensemble.records import Decision, Gold, Question, RowError
-from ensemble.submissions import SUBMISSIONS
-
-EXAMPLES = 20  # per task, kept for the report
+from ensemble.records import Decision, Gold, Question, RowError, Task
+from ensemble.relative import BaselineGrades, relative
+from ensemble.submissions import open_submission
+from ensemble.tally import Tally
 
 Failures = Mapping[int, tuple[str, str]]  # row_index -> error type and message
+Decided = tuple[Question, Decision | None]
+GUESSES: dict[Task, int | str] = {"multiple_choice": 0, "math": "0", "generation": "", "summarization": ""}
+
+
+class Outside(NamedTuple):
+    """What answers are compared with or filled from: gold by id, and two submissions of others."""
+
+    gold: Mapping[int | str, Gold] | None = None
+    overlay: Path | None = None
+    baseline: Path | None = None
 
 
 class Written(NamedTuple):
-    """What the pass saw. examples: prediction rows with their question, some of each task."""
+    """What the pass saw; relative: `ensemble.relative.relative`; digest: for the report."""
 
     answered: Counter[str]
     failed: list[RowError]
+    partial: int
     near_ties: int
     cut: int
     grades: dict[str, dict[str, dict[str, float | int]]]
-    examples: dict[str, list[dict[str, Any]]]
+    relative: dict[str, Any] | None
+    digest: Digest
     gold_matched: int
 
 
 def write_results(
     folder: Path,
     plan: Plan,
-    decided: Iterable[tuple[Question, Decision | None]],
-    failures: Failures,
-    gold: Mapping[int | str, Gold] | None,
+    decided: Iterable[Decided],
+    tally: Tally,
+    outside: Outside,
     stopped: tuple[str, str] | None = None,
+    guess: bool = False,
 ) -> Written:
     """predictions.jsonl, submission.json and grades.json. A question without a decision is a failure.
 
+    tally: of the inference before, whose errors and slowest questions are told.
     stopped: type and message of what ended the run early, the failure of every question it did not reach.
+    guess: submit something for questions without an answer, so that the submission is complete (an overlay is).
     """
-    failures = dict(failures)
+    gold, overlay, _ = outside
+    failures = dict(tally.errors)
+    baseline = BaselineGrades(outside.baseline, plan.config) if outside.baseline else None
+    guess = guess and overlay is None
     gold_matched = 0
     book, answered, failed = GradeBook(), Counter[str](), list[RowError]()
-    near_ties = cut = 0
-    examples: dict[str, list[dict[str, Any]]] = {}
+    partial = near_ties = cut = 0
+    digest = Digest(plan.config.seed, tally.slowest)
     with ExitStack() as files:
         predictions = files.enter_context(replacing(folder / "predictions.jsonl"))
         submission = files.enter_context(replacing(folder / "submission.json"))
-        submit = SUBMISSIONS[plan.config.submission.format](submission)
+        submit = open_submission(plan.config.submission.format, submission, overlay)
         for question, decision in decided:
             if decision is None and stopped is not None:
                 failures.setdefault(question.row_index, stopped)
             if gold is not None:
                 gold_matched += question.id in gold
                 question = replace(question, gold=gold.get(question.id, question.gold))
+            if baseline is not None:
+                baseline.add(question)
             row = prediction_row(question, decision, failures, plan)
-            book.add(question.task, question.group, row["grade"])
+            book.add(question.task, question.group, row["grade"], row["letter_mass"])
             if row["error"]:
                 failed.append(RowError(question.file, question.line, question.id, **row["error"]))
             else:
                 answered[question.task] += 1
+                partial += row["partial"]
                 near_ties += row["near_tie"]
                 cut += row["cut_tokens"] > 0
             predictions.write(json.dumps(row, ensure_ascii=False) + "\n")
-            submit.send((question, row))
-            shown = examples.setdefault(question.task, [])
-            if len(shown) < EXAMPLES:
-                shown.append({"question": question, **row})
+            submitted = {"prediction": GUESSES[question.task]} if guess and row["prediction"] is None else {}
+            submit.send((question, row | submitted))
+            digest.add(question, row)
         submit.close()
     grades = book.summary(plan.config.seed)
     write_json(folder / "grades.json", grades)
-    return Written(answered, failed, near_ties, cut, grades, examples, gold_matched)
+    compared = relative(grades, baseline.means() if baseline else plan.config.baseline)
+    return Written(answered, failed, partial, near_ties, cut, grades, compared, digest, gold_matched)
 
 
 def prediction_row(question: Question, decision: Decision | None, failures: Failures, plan: Plan) -> dict[str, Any]:
@@ -98,18 +120,21 @@ def prediction_row(question: Question, decision: Decision | None, failures: Fail
         "grade": None,
         "error": None,
         "near_tie": False,
+        "partial": False,
         "letter_mass": None,
+        "samples": None,
         "prompt_tokens": 0,
         "shots_dropped": 0,
         "cut_tokens": 0,
         "cut_characters": None,
     }
-    metrics = plan.config.tasks[question.task].metrics or DEFAULT_METRICS[question.task]
+    task = plan.config.tasks[question.task]
+    metrics = task.metrics or DEFAULT_METRICS[question.task]
     if decision is None:
         kind, message = failures.get(question.row_index, ("StoreError", "its scores are not in the store: run again"))
         return row | {
             "error": {"type": kind, "message": message},
-            "grade": grade(question.task, None, question.gold, metrics),
+            "grade": grade(question.task, None, question.gold, metrics, task.rouge_words),
         }
     return row | {
         "prediction": decision.prediction,
@@ -118,9 +143,11 @@ def prediction_row(question: Question, decision: Decision | None, failures: Fail
         "scores": None if decision.scores is None else [_rounded(s) for s in decision.scores],
         "votes": decision.votes,
         "orders_used": decision.orders_used,
-        "grade": grade(question.task, decision.prediction, question.gold, metrics),
+        "grade": grade(question.task, decision.prediction, question.gold, metrics, task.rouge_words),
         "near_tie": decision.near_tie,
+        "partial": decision.partial,
         "letter_mass": _rounded(decision.letter_mass),
+        "samples": list(decision.samples) or None,
         "prompt_tokens": decision.prompt.tokens,
         "shots_dropped": decision.prompt.shots_dropped,
         "cut_tokens": decision.prompt.cut_tokens,

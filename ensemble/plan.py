@@ -1,13 +1,16 @@
 """Who answers what, under which key it is stored, and what the store already knows. No Ray, no torch, no model."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
 from ensemble import models
 from ensemble.config import Member, ModelConfig, RunConfig, Template, fingerprint, is_chat
-from ensemble.prompts import labels, shots_fingerprint
 from ensemble.records import Decision, Question, Task
+from ensemble.render import labels, uses_group
+from ensemble.shots import shots_fingerprint
 from ensemble.store import StoreReader, describe_member
 from ensemble.votes import Evidence, Voter
 
@@ -19,6 +22,7 @@ class PlannedMember(NamedTuple):
     key: str
     member: Member
     scored: bool  # option scores, else generated text
+    by_group: bool = False  # whether its prompts depend on the question's group
 
 
 class Plan(NamedTuple):
@@ -49,7 +53,8 @@ def make_plan(config: RunConfig, tasks: Sequence[str]) -> Plan:
             device = devices.setdefault(member.model, models.device(model.engine.device))
             description = member_description(member, model, config.templates[member.template], device)
             scored = member.scoring is not None and member.scoring.method != "generate"
-            planned.append(PlannedMember(member_name(member), fingerprint(description), member, scored))
+            by_group = uses_group(config.templates[member.template])
+            planned.append(PlannedMember(member_name(member), fingerprint(description), member, scored, by_group))
         wanted[task] = tuple(planned)
     return Plan(config, wanted, devices)
 
@@ -98,17 +103,22 @@ class Evidences:
         known: dict[int, list[Evidence]] = {q.row_index: [] for q in questions}
         for task, members in self._plan.tasks.items():
             asked = [q for q in questions if q.task == task]
-            hashes = [q.hash for q in asked]
             for member in members:
                 reader = self._readers[member.key]
-                found: Sequence[Evidence] = (
-                    reader.scores(hashes)
-                    if member.scored
-                    else reader.samples(hashes, sample_seed(member.member, self._plan.config.seed))
-                )
+                hashes = [store_hash(q, member) for q in asked]
+                seed = sample_seed(member.member, self._plan.config.seed)
+                found: Sequence[Evidence] = reader.scores(hashes) if member.scored else reader.samples(hashes, seed)
                 for question, evidence in zip(asked, found, strict=True):
                     known[question.row_index].append(evidence)
         return ((q, known[q.row_index]) for q in questions)
+
+
+def store_hash(question: Question, member: PlannedMember) -> bytes:
+    """The question's 16 bytes in the member's rows of the store: all of it that the member's prompts depend on."""
+    if not member.by_group:
+        return question.hash
+    group = b"" if question.group is None else b"=" + question.group.encode()  # no group is not the empty one
+    return blake2b(question.hash + group, digest_size=16).digest()
 
 
 def sample_seed(member: Member, seed: int) -> int:
@@ -116,14 +126,21 @@ def sample_seed(member: Member, seed: int) -> int:
     return seed if member.sampling.temperature > 0 else 0
 
 
-def replay(plan: Plan, root: Path, blocks: Iterator[list[Question]]) -> Iterator[tuple[Question, Decision | None]]:
-    """Each question with its decision, or None where the store lacks something. Needs no model."""
+def replay(
+    plan: Plan, root: Path, blocks: Iterator[list[Question]], partial: bool = False
+) -> Iterator[tuple[Question, Decision | None]]:
+    """Each question with its decision, or None where the store lacks something. Needs no model.
+
+    partial: also decide, and say so, where the store has only a part of what the plan wants.
+    """
     evidences = Evidences(plan, root)
     voters = {task: plan.voter(task) for task in plan.tasks}
     for block in blocks:
         for question, evidence in evidences(block):
-            step = voters[question.task].next(question, evidence)
-            yield question, step if isinstance(step, Decision) else None
+            voter = voters[question.task]
+            whole = not voter.missing(question, evidence)
+            decision = voter.best(question, evidence) if whole or partial else None
+            yield question, decision if decision is None or whole else replace(decision, partial=True)
 
 
 def describe_members(plan: Plan, root: Path) -> None:

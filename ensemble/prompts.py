@@ -1,28 +1,24 @@
-"""Questions become token ids: templates, shots, chat wrapping, and inputs that are cut to the member's budget.
+"""Questions become token ids by the model's own tokenizer; inputs that are too long are cut to the member's budget.
 
-Two records come out: a `ChoicePrompt` (shared prompt and one continuation per option, for scoring) or a plain
-list of token ids (for generation). Shots are dropped before the question is cut; options never are.
+Two records come out: a `ChoicePrompt` (shared prompt and one continuation per option, for scoring) or a `Prompt`
+(for generation). Shots are dropped before the question is cut; options never are.
 """
 
 import json
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-import jinja2.sandbox
-
-from ensemble.config import ROOT, Member, ModelConfig, Shots, Template, fingerprint, is_chat
-from ensemble.errors import ConfigError, PromptError, TooLongError
+from ensemble.config import Member, ModelConfig, Template, fingerprint, is_chat
+from ensemble.errors import PromptError, TooLongError
 from ensemble.records import Order, PromptFacts, Question
+from ensemble.render import Renderer, join_plain
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CENTRES = {"head": 0.0, "tail": 1.0}  # of what is cut; `middle` states its own
+FAR_TOO_LONG = 12  # characters a token: more than tokenizers put into one on average
 PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
-NUMBERS = [str(n) for n in range(1, 27)]
 
-_jinja = jinja2.sandbox.SandboxedEnvironment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+Offsets = Sequence[tuple[int, int]]  # the characters of each token, [start, end)
 
 
 class Prompt(NamedTuple):
@@ -40,180 +36,210 @@ class ChoicePrompt(NamedTuple):
     facts: PromptFacts
 
 
-def labels(template: Template) -> Sequence[str]:
-    return LETTERS if template.labels == "letters" else NUMBERS
+class _Fitted(NamedTuple):
+    """A prompt's text, its token ids, and what was left out."""
 
-
-class Renderer:
-    """Texts of one template, without a tokenizer: messages of a conversation that ends where the answer starts."""
-
-    def __init__(self, name: str, template: Template, shown: str) -> None:
-        """shown: what a multiple-choice shot is answered with, the option's `label` or its `text`."""
-        self.name, self.template, self._shown = name, template, shown
-        fields = ("instruction", "question", "answer", "prefill")
-        try:
-            self._parts = {field: _jinja.from_string(getattr(template, field)) for field in fields}
-        except jinja2.TemplateError as e:
-            raise ConfigError(f"template {name}: {e}") from None
-
-    def turns(
-        self, question: Question, order: Order, text: str, context: str | None, shots: int
-    ) -> list[tuple[str, str]]:
-        """(role, text) pairs: instruction, shots, and the question with its options in `order`."""
-        values = self._values(question, order, text, context)
-        turns = [("system", self._render("instruction", values))] if self.template.instruction else []
-        for asked, gold in self._shots[:shots]:
-            values_shot = self._values(asked, tuple(range(len(asked.choices))), asked.text, asked.context)
-            turns.append(("user", self._render("question", values_shot)))
-            turns.append(("assistant", self._render("prefill", values_shot) + self.answer(gold)))
-        turns.append(("user", self._render("question", values)))
-        turns.append(("assistant", self._render("prefill", values)))
-        return turns
-
-    def answer(self, text: str) -> str:
-        return self._render("answer", {"answer": text})
-
-    @property
-    def n_shots(self) -> int:
-        return len(self._shots)
-
-    @cached_property
-    def _shots(self) -> list[tuple[Question, str]]:
-        if self.template.shots is None:
-            return []
-        return read_shots(self.template.shots, labels(self.template) if self._shown == "label" else None)
-
-    def _render(self, part: str, values: dict[str, Any]) -> str:
-        try:
-            return self._parts[part].render(values)
-        except jinja2.TemplateError as e:
-            known = "text, context, choices (label, text), answer"
-            raise ConfigError(f"template {self.name}, {part}: {e}; variables: {known}") from None
-
-    def _values(self, question: Question, order: Order, text: str, context: str | None) -> dict[str, Any]:
-        names = labels(self.template)
-        choices = [{"label": names[p], "text": question.choices[i]} for p, i in enumerate(order)]
-        return {"text": text, "context": context, "choices": choices}
+    text: str
+    ids: list[int]
+    facts: PromptFacts = PromptFacts()
 
 
 class Prompter:
-    """Token ids of one member's prompts, by the model's own tokenizer."""
+    """Token ids of one member's prompts."""
 
     def __init__(self, member: Member, model: ModelConfig, template: Template, tokenizer: Any) -> None:
+        """Raises ConfigError for a template that cannot be used."""
         self._member, self._model, self._tokenizer = member, model, tokenizer
         self._chat = is_chat(model, template)
         cloze = member.scoring is not None and member.scoring.method == "cloze"
         self._renderer = Renderer(member.template, template, shown="text" if cloze else "label")
+        self._answers = [self._renderer.answer(label) for label in self._renderer.labels]
+        # A chat template writes its own beginning of sequence: adding one more would change the numbers.
+        self._begin = [] if self._chat else _beginning(tokenizer)
+        self._tokens = _encoder(tokenizer)
 
     def letters(self, question: Question, order: Order) -> ChoicePrompt:
-        """One prefill shows the options in `order`; each continuation is the one token of the option's label."""
-        names = labels(self._renderer.template)[: len(order)]
-        text, fitted = self._fit(question, order, reserve=1)
-        prompt = self._encode(text)
+        """One prefill shows the options in `order`; each continuation is the one token of the option's label.
+
+        A label's token depends on what stands before it, so the label is encoded with its whole prompt.
+        Raises PromptError where that is not the prompt and one token more, or where two labels are the same token.
+        """
+        text, prompt, facts = self._fit(question, order, reserve=1)
         tokens: list[list[int]] = [[] for _ in order]
         for position, option in enumerate(order):
-            ids = self._encode(text + self._renderer.answer(names[position]))
-            if ids[: len(prompt)] != prompt or len(ids) != len(prompt) + 1:
-                shown = self._tokenizer.convert_ids_to_tokens(ids[len(prompt) - 1 :])
-                raise PromptError(
-                    f"template {self._renderer.name}: label {names[position]!r} is not one token after the prompt for "
-                    f"{self._member.model} (it ends in {shown}): change the template's answer (for example from "
-                    "'{{ answer }}' to ' {{ answer }}'), its labels, or score by cloze"
-                )
-            tokens[option] = ids[len(prompt) :]
+            ids = self._encode(text + self._answers[position])
+            if not _is_one_more(prompt, ids):
+                raise self._unresolved(text, prompt, position, len(order), ids)
+            tokens[option] = ids[-1:]
         if len({t[0] for t in tokens}) != len(tokens):
             raise PromptError(
                 f"template {self._renderer.name}: {self._member.model} has one token for several of the labels "
-                f"{', '.join(names)}: use labels: {'numbers' if names[0] == 'A' else 'letters'}, or score by cloze"
+                f"{', '.join(self._renderer.labels[: len(order)])}: {self._other_labels()}"
             )
-        return ChoicePrompt(prompt, tokens, _identified(fitted, prompt, tokens))
+        return ChoicePrompt(prompt, tokens, _identified(facts, prompt, tokens))
 
     def cloze(self, question: Question) -> ChoicePrompt:
         """Each continuation is an option's whole text."""
         order = tuple(range(len(question.choices)))
         answers = [self._renderer.answer(choice) for choice in question.choices]
-        text, fitted = self._fit(question, order, reserve=max(len(self._encode(a, False)) for a in answers) + 2)
-        prompt, continuations = self._continuations(text, answers)
-        return ChoicePrompt(prompt, continuations, _identified(fitted, prompt, continuations))
+        longest = max(len(self._tokens(answer)) for answer in answers)
+        text, ids, facts = self._fit(question, order, reserve=longest + 2)  # 2: the seam may be split otherwise
+        prompt, continuations = self._continuations(text, ids, answers)
+        return ChoicePrompt(prompt, continuations, _identified(facts, prompt, continuations))
 
     def unconditional(self, question: Question) -> ChoicePrompt:
         """The same continuations after the template's `unconditional` text, without the question."""
         answers = [self._renderer.answer(choice) for choice in question.choices]
-        return ChoicePrompt(*self._continuations(self._renderer.template.unconditional, answers), PromptFacts())
+        text = self._renderer.template.unconditional
+        return ChoicePrompt(*self._continuations(text, self._encode(text), answers), PromptFacts())
 
     def text(self, question: Question) -> Prompt:
         """A prompt that leaves room for `sampling.max_tokens`."""
         order = tuple(range(len(question.choices)))
-        text, fitted = self._fit(question, order, reserve=self._member.sampling.max_tokens)
-        ids = self._encode(text)
-        return Prompt(ids, _identified(fitted, ids))
+        _, ids, facts = self._fit(question, order, reserve=self._member.sampling.max_tokens)
+        return Prompt(ids, _identified(facts, ids))
 
-    def _continuations(self, text: str, answers: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    def _continuations(self, text: str, prompt: list[int], answers: Sequence[str]) -> tuple[list[int], list[list[int]]]:
         whole = [self._encode(text + answer) for answer in answers]
         # A tokenizer may merge across the seam ("Answer:" + "..." ), so the prompt is what all options share of it.
-        prompt = self._encode(text)
         shared = min(_common(prompt, ids) for ids in whole)
         shared = min(shared, *(len(ids) - 1 for ids in whole))
         if shared == 0:
             raise PromptError(f"template {self._renderer.name}: an option needs some text before it; add a question")
         return prompt[:shared], [ids[shared:] for ids in whole]
 
-    def _fit(self, question: Question, order: Order, reserve: int) -> tuple[str, PromptFacts]:
-        """The prompt's text within the context length, and what was left out for that."""
+    def _unresolved(self, text: str, prompt: list[int], position: int, n: int, ids: list[int]) -> PromptError:
+        """Why the label at `position` is refused, with a cure that was tried."""
+        names = self._renderer.labels[:n]
+        shown = self._tokenizer.convert_ids_to_tokens(ids[max(_common(prompt, ids) - 1, 0) :])
+        bare = text.rstrip(" ")
+        start, cure = self._encode(bare), self._other_labels()
+        for before in ("", " "):
+            if all(_is_one_more(start, self._encode(bare + before + name)) for name in names):
+                cure = f"set the template's answer: '{before}{{{{ answer }}}}'"
+                cure += ", and leave out the space that stands before it" if bare != text else ""
+        return PromptError(
+            f"template {self._renderer.name}: label {names[position]!r} is not one token after the prompt for "
+            f"{self._member.model} (it ends in {shown}): {cure}"
+        )
+
+    def _other_labels(self) -> str:
+        other = "numbers" if self._renderer.template.labels == "letters" else "letters"
+        return f"use labels: {other}, or score by cloze"
+
+    def _fit(self, question: Question, order: Order, reserve: int) -> _Fitted:
+        """The prompt within the context length, and what was left out for that: shots first, then input."""
         budget = self._model.context_length - reserve
-        over = 0
-        for shots in range(self._renderer.n_shots, -1, -1):
-            text = self._wrap(self._renderer.turns(question, order, question.text, question.context, shots))
-            over = len(self._encode(text)) - budget
-            if over <= 0:
-                return text, PromptFacts(shots_dropped=self._renderer.n_shots - shots)
+        source = _source(question)
+        if len(source) > FAR_TOO_LONG * budget and self._member.cut != "forbid":
+            # To encode the whole prompt as well, only to learn by how much it is too long, would double the time.
+            offsets = self._offsets(source)
+            over = len(offsets) - budget
+            if over > 0 and source in self._written(question, order, question.text, question.context, 0):
+                return self._cut(question, order, budget, offsets, over)
+        total = len(self._renderer.shots(question))
+        fitted = self._shown(question, order, question.text, question.context, total)
+        if len(fitted.ids) <= budget:
+            return fitted
+        bare = self._shown(question, order, question.text, question.context, 0) if total else fitted
+        if (over := len(bare.ids) - budget) > 0:
+            self._allow_cut(over)
+            return self._cut(question, order, budget, self._offsets(source), over)
+        for shots in range(total - 1, 0, -1):
+            fitted = self._shown(question, order, question.text, question.context, shots)
+            if len(fitted.ids) <= budget:
+                return fitted._replace(facts=PromptFacts(shots_dropped=total - shots))
+        return bare._replace(facts=PromptFacts(shots_dropped=total))
+
+    def _allow_cut(self, over: int) -> None:
         if self._member.cut == "forbid":
             raise TooLongError(
                 f"the prompt is {over} tokens too long for {self._member.model}'s context of "
                 f"{self._model.context_length}, and the member's cut policy is forbid: set cut: tail, head or "
                 "middle, lower sampling.max_tokens, or raise context_length"
             )
-        return self._cut(question, order, budget, over)
 
-    def _cut(self, question: Question, order: Order, budget: int, over: int) -> tuple[str, PromptFacts]:
-        # The context passage is cut where there is one (the question after it is short), else the text.
-        source = question.context or question.text
-        offsets = self._tokenizer(source, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        dropped = over
+    def _cut(self, question: Question, order: Order, budget: int, offsets: Offsets, dropped: int) -> _Fitted:
+        """The prompt with as few tokens of its source left out as it takes, at least `dropped`, and without shots."""
+        source = _source(question)
         while dropped < len(offsets):
             start, end = cut_span(offsets, dropped, CENTRES.get(self._member.cut, self._member.cut_centre))
             kept = source[:start] + source[end:]
-            text, context = (question.text, kept) if question.context else (kept, None)
-            prompt = self._wrap(self._renderer.turns(question, order, text, context, 0))
-            over = len(self._encode(prompt)) - budget
+            text, context = (question.text, kept) if question.context else (kept, question.context)
+            fitted = self._shown(question, order, text, context, 0)
+            over = len(fitted.ids) - budget
             if over <= 0:
-                return prompt, PromptFacts(
-                    shots_dropped=self._renderer.n_shots, cut_tokens=dropped, cut_start=start, cut_end=end
-                )
+                shots = len(self._renderer.shots(question))
+                return fitted._replace(facts=PromptFacts(0, "", shots, dropped, start, end))
             dropped += over
         raise TooLongError(
             f"template, options and answer leave no room for the input in {self._member.model}'s context of "
             f"{self._model.context_length} tokens: raise context_length or lower sampling.max_tokens"
         )
 
-    def _wrap(self, turns: Sequence[tuple[str, str]]) -> str:
+    def _offsets(self, source: str) -> Offsets:
+        offsets: Offsets = self._tokenizer(source, add_special_tokens=False, return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
+        return offsets
+
+    def _shown(self, question: Question, order: Order, text: str, context: str | None, shots: int) -> _Fitted:
+        prompt = self._written(question, order, text, context, shots)
+        return _Fitted(prompt, self._encode(prompt))
+
+    def _written(self, question: Question, order: Order, text: str, context: str | None, shots: int) -> str:
+        turns = self._renderer.turns(question, order, text, context, shots)
         if not self._chat:
             return join_plain(turns, self._renderer.template.separator)
         *before, (_, prefill) = turns
         messages = [{"role": role, "content": text} for role, text in before]
         try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            wrapped = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as e:  # the model's own Jinja: it may raise anything
             raise PromptError(
                 f"{self._member.model}'s chat template refuses template {self._renderer.name}: {e}; "
                 "set the template's format: plain, or leave out its instruction"
             ) from None
-        return str(text) + prefill
+        return str(wrapped) + prefill
 
-    def _encode(self, text: str, special: bool | None = None) -> list[int]:
-        # A chat template writes its own beginning of sequence: adding one more would change the numbers.
-        add = not self._chat if special is None else special
-        return list(self._tokenizer(text, add_special_tokens=add)["input_ids"])
+    def _encode(self, text: str) -> list[int]:
+        """Token ids of a text that begins a sequence."""
+        return self._begin + self._tokens(text)
+
+
+def _encoder(tokenizer: Any) -> Callable[[str], list[int]]:
+    """Token ids of a text, without special tokens.
+
+    A Rust tokenizer is asked directly: its wrapper's checks take as long as a short text. One text at a time: threads
+    for a handful of them cost more than they save, beside engines that are busy on the same cores.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def encode(text: str) -> list[int]:
+        if backend.truncation is not None or backend.padding is not None:  # a tokenizer.json may ask for them
+            backend.no_truncation()
+            backend.no_padding()
+        ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return ids
+
+    return encode
+
+
+def _beginning(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts before a text. What it puts behind one (some add an end) has no place in a prompt."""
+    bare, whole = (list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (False, True))
+    return whole[: next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)]
+
+
+def _source(question: Question) -> str:
+    """What may be cut: the context passage where there is one (the question after it is short), else the text."""
+    return question.context or question.text
+
+
+def _is_one_more(prompt: list[int], ids: list[int]) -> bool:
+    return len(ids) == len(prompt) + 1 and ids[:-1] == prompt
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
@@ -231,18 +257,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
-def join_plain(turns: Sequence[tuple[str, str]], separator: str) -> str:
-    """A conversation as running text: answers follow their questions directly, blocks are set apart."""
-    blocks: list[str] = []
-    for role, text in turns:
-        if role == "assistant":
-            blocks[-1] += text
-        else:
-            blocks.append(text)
-    return separator.join(blocks)
-
-
-def cut_span(offsets: Sequence[tuple[int, int]], dropped: int, centre: float) -> tuple[int, int]:
+def cut_span(offsets: Offsets, dropped: int, centre: float) -> tuple[int, int]:
     """The characters (start, end) that `dropped` neighbouring tokens around the fraction `centre` of the text cover.
 
     offsets: (start, end) characters of each token of the text; 0 < dropped < len(offsets). At centre 0 the first
@@ -261,44 +276,6 @@ def _identified(facts: PromptFacts, ids: Sequence[int], continuations: Sequence[
     """With the prompt's length and hash; the hash stands in the store beside the semantic key to verify it."""
     digest = fingerprint([list(ids), [list(c) for c in continuations]])[:16]
     return facts._replace(tokens=len(ids), hash=digest)
-
-
-def read_shots(shots: Shots, names: Sequence[str] | None) -> list[tuple[Question, str]]:
-    """(question, answer text) of the first `n` rows; options answer by `names`, or by text. Raises ConfigError."""
-    from ensemble.questions import parse_question
-
-    rows = _shot_rows(shots)
-    if len(rows) < shots.n:
-        raise ConfigError(f"{shots.file}: {len(rows)} rows for {shots.n} shots; lower shots.n or add rows")
-    pairs = []
-    for i, row in enumerate(rows[: shots.n]):
-        try:
-            question = parse_question(row, i, shots.file, i + 1)
-        except ValueError as e:
-            raise ConfigError(f"{shots.file}, row {i + 1}: {e}") from None
-        if question.gold is None:
-            raise ConfigError(f"{shots.file}, row {i + 1}: a shot needs a gold answer")
-        gold = (names or question.choices)[question.gold] if isinstance(question.gold, int) else question.gold[0]
-        pairs.append((question, str(row.get("solution", gold))))
-    return pairs
-
-
-def shots_fingerprint(template: Template) -> str:
-    """Digest of the shots that are shown, "" where there are none."""
-    return fingerprint(_shot_rows(template.shots)[: template.shots.n]) if template.shots else ""
-
-
-def _shot_rows(shots: Shots) -> list[dict[str, Any]]:
-    path = next((p for p in (Path(shots.file), ROOT / shots.file) if p.is_file()), None)
-    if path is None:
-        raise ConfigError(f"shots.file: no such file: {shots.file}; give it from the working directory or the project")
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except ValueError as e:
-        raise ConfigError(f"{path}: not JSON lines: {e}") from None
-    if not all(isinstance(row, dict) for row in rows):
-        raise ConfigError(f"{path}: every line is a question row in braces")
-    return rows
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

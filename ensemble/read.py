@@ -1,26 +1,31 @@
 """The reading step: question files in, Parquet blocks of checked questions out, in one streaming pass.
 
-Files are JSONL or one JSON array, told apart by their content. A bad row is reported with its line and never stops
-the rows after it. Memory does not grow with the files but for 50 to 100 bytes a row, to find what is there twice.
+Files are JSONL, a JSON array, Parquet or CSV, on disk or in an object store. A bad row is reported with its line and
+never stops the rows after it. Memory does not grow with the files but for 50 to 100 bytes a row, to find what is
+there twice.
 """
 
 import difflib
 import glob
 import hashlib
+import itertools
 import math
 import os
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from ensemble.errors import InputError, StoreError
+from ensemble.files import ObjectPath, ahead, location, parquet_file, reason
 from ensemble.names import unknown
 from ensemble.questions import from_table, parse_question, readable_id, to_table
 from ensemble.records import TASKS, Question, RowError
 from ensemble.rows import iter_rows
 
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")  # of the question files in a folder
 BLOCK_CHARACTERS = 16 << 20  # a block ends early at so much text, so that long rows do not pile up in memory
 
 
@@ -61,40 +66,57 @@ class InputSummary(NamedTuple):
 
 
 def find_inputs(spec: str) -> list[Path]:
-    """The files that a path, a glob or a folder (all its *.jsonl and *.json) names, sorted; InputError for none."""
-    path = Path(spec)
+    """The files that a path, a glob or a folder (all question files in it) names, sorted; InputError for none."""
+    if not spec.strip():
+        raise InputError("the input is empty; name a file, a folder or a glob")
+    path = location(spec)
     try:
-        if not spec.strip():
-            raise InputError("the input is empty; name a file, a folder or a glob")
         if path.is_file():
             return [path]
         if path.is_dir():
-            found = [Path(folder, name) for folder, names in _walk(path) for name in names]
+            found = [file for file in _walk(path) if file.suffix.lower() in SUFFIXES]
             if not found:
-                raise InputError(
-                    f"the folder {spec!r} holds no *.jsonl or *.json file; name the file or another folder"
-                )
+                kinds = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
+                raise InputError(f"the folder {spec!r} holds no question file ({kinds}); name the file itself")
             return sorted(found)
-        matched = sorted({Path(name) for name in glob.glob(spec, recursive=True)})
-        if files := [match for match in matched if match.is_file()]:
+        if files := sorted(_matching(path, spec)):
             return files
-        names = os.listdir(path.parent) if path.parent.is_dir() else []
+        names = _names(path.parent)
     except OSError as error:
-        raise InputError(f"{spec!r} cannot be read: {error.strerror}; check the path and its permissions") from error
+        raise InputError(f"{spec!r} cannot be read: {reason(error)}; check the path and its permissions") from error
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
-    cure = f"did you mean {str(path.parent / near[0])!r}?" if near else f"check the path (from {os.getcwd()})"
+    place = "" if isinstance(path, ObjectPath) else f" (from {os.getcwd()})"
+    cure = f"did you mean {str(path.parent / near[0])!r}?" if near else f"check the path{place}"
     raise InputError(f"no file or folder matches {spec!r}; {cure}")
 
 
-def _walk(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each folder under `path` with its question files; hidden ones are skipped. OSError where one is closed to us."""
+def _matching(path: Path, pattern: str) -> set[Path]:
+    if not isinstance(path, ObjectPath):
+        return {match for name in glob.glob(pattern, recursive=True) if (match := Path(name)).is_file()}
+    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+    if len(fixed) in (1, len(path.parts)):  # the bucket's name cannot be a pattern
+        return set()
+    return set(ObjectPath(*fixed).glob("/".join(path.parts[len(fixed) :])))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files in a folder and its folders; hidden ones are skipped. OSError where one is closed to us."""
+    if isinstance(folder, ObjectPath):
+        yield from folder.glob("**")
+        return
 
     def refuse(error: OSError) -> NoReturn:
         raise error
 
-    for folder, folders, names in os.walk(path, onerror=refuse):
+    for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield folder, [n for n in names if n.lower().endswith((".jsonl", ".json")) and not n.startswith(".")]
+        yield from (Path(place, name) for name in names if not name.startswith("."))
+
+
+def _names(folder: Path) -> list[str]:
+    if isinstance(folder, ObjectPath):
+        return [path.name for path in folder.glob("*")] if len(folder.parts) > 1 else []
+    return os.listdir(folder) if folder.is_dir() else []
 
 
 class _Seen:
@@ -147,36 +169,30 @@ def read_questions(
     longest: Counter[str] = Counter()
     errors: list[RowError] = []  # the first one only
     missing = set(selection.ids or ())
-    wanted, contents = _chooser(selection), _Seen()
-    blocks: list[str] = []
-    block: list[Question] = []
-    block_size = 0
 
     def refuse(error: RowError) -> None:
         if not errors:
             errors.append(error)
         on_error(error)
 
-    for question in _valid_rows(paths, counts, missing, refuse):
-        if not wanted(question):
-            continue
-        counts["rows"] += 1
-        size = len(question.text) + len(question.context or "") + sum(map(len, question.choices))
-        by_task[question.task] += 1
-        characters[question.task] += size
-        longest[question.task] = max(longest[question.task], size)
-        counts["gold"] += question.gold is not None
-        counts["repeated"] += contents.first(question.hash, 1)
-        block.append(question)
-        block_size += size
-        if len(block) >= block_rows or block_size >= BLOCK_CHARACTERS:
-            blocks.append(_write(block, out, len(blocks)))
-            block, block_size = [], 0
-        if isinstance(selection.limit, int) and counts["rows"] == selection.limit:
-            missing.clear()  # whether they stand further on is not known
-            break
-    if block:
-        blocks.append(_write(block, out, len(blocks)))
+    def selected() -> Iterator[tuple[Question, int]]:
+        wanted, contents = _chooser(selection), _Seen()
+        for question in _valid_rows(paths, counts, missing, refuse):
+            if not wanted(question):
+                continue
+            counts["rows"] += 1
+            size = len(question.text) + len(question.context or "") + sum(map(len, question.choices))
+            by_task[question.task] += 1
+            characters[question.task] += size
+            longest[question.task] = max(longest[question.task], size)
+            counts["gold"] += question.gold is not None
+            counts["repeated"] += contents.first(question.hash, 1)
+            yield question, size
+            if isinstance(selection.limit, int) and counts["rows"] == selection.limit:
+                missing.clear()  # whether they stand further on is not known
+                return
+
+    blocks = list(ahead(partial(_write, out), enumerate(_blocks(selected(), block_rows)), out))
     if not counts["valid"]:
         first = errors[0]
         raise InputError(f"no usable row in {spec!r}; first error, {first.file} line {first.line}: {first.message}")
@@ -197,17 +213,31 @@ def read_questions(
     )
 
 
+def _blocks(questions: Iterable[tuple[Question, int]], block_rows: int) -> Iterator[list[Question]]:
+    """Questions, which come with their characters, by the block."""
+    block: list[Question] = []
+    characters = 0
+    for question, size in questions:
+        block.append(question)
+        characters += size
+        if len(block) >= block_rows or characters >= BLOCK_CHARACTERS:
+            yield block
+            block, characters = [], 0
+    if block:
+        yield block
+
+
 def iter_blocks(blocks: Iterable[str]) -> Iterator[list[Question]]:
     """The questions of each block (`InputSummary.blocks`); StoreError where one cannot be read."""
-    import pyarrow.parquet as pq
+    paths = list(map(location, blocks))
+    return map(from_table, ahead(_read, paths, paths[0])) if paths else iter(())
 
-    for block in blocks:
-        try:
-            table = pq.ParquetFile(block).read()
-        except (OSError, ValueError) as error:  # pyarrow's own errors are among ValueError
-            reason = " ".join(str(error).split())
-            raise StoreError(f"{block} cannot be read: {reason}; run the reading step again") from error
-        yield from_table(table)
+
+def _read(block: Path) -> Any:
+    try:
+        return parquet_file(block).read()
+    except (OSError, ValueError) as error:  # pyarrow's own errors are among ValueError
+        raise StoreError(f"{block} cannot be read: {reason(error)}; run the reading step again") from error
 
 
 def _valid_rows(
@@ -281,15 +311,21 @@ def _clear(out: Path) -> None:
         for stale in out.glob("block-*.parquet"):
             stale.unlink()
     except OSError as error:
-        raise StoreError(f"{out} cannot hold the blocks: {error.strerror}; name another folder") from error
+        raise StoreError(f"{out} cannot hold the blocks: {reason(error)}; name another folder") from error
 
 
-def _write(block: list[Question], out: Path, number: int) -> str:
+def _write(out: Path, numbered: tuple[int, list[Question]]) -> str:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = str(out / f"block-{number:05d}.parquet")
+    number, block = numbered
+    path = out / f"block-{number:05d}.parquet"
+    buffer = pa.BufferOutputStream()
+    pq.write_table(to_table(block), buffer, compression="zstd")
     try:
-        pq.write_table(to_table(block), path, compression="zstd")
+        path.write_bytes(buffer.getvalue())
     except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error}; free space there or name another folder") from error
-    return path
+        raise StoreError(
+            f"{path} cannot be written: {reason(error)}; free space there or name another folder"
+        ) from error
+    return str(path)

@@ -108,6 +108,8 @@ class Decision:
     scores: per option the normalised log-probability (they sum to 1 in probability), None for text.
     votes: per option how many (member, order) pairs put it first, None for text.
     near_tie: whether the winner's margin is within what other hardware or batching may change.
+    samples: the texts it was elected from, where there were several.
+    partial: whether the plan wants more than was said by the deadline.
     """
 
     prediction: int | str | None
@@ -119,4 +121,6 @@ class Decision:
     members: tuple[str, ...]
     near_tie: bool = False
     letter_mass: float | None = None
+    samples: tuple[str, ...] = ()
+    partial: bool = False
     prompt: PromptFacts = NO_PROMPT

@@ -1,15 +1,17 @@
-"""Rows of a JSONL file or JSON array with their lines, streaming."""
+"""Rows of a question file with their lines, streaming: JSONL, a JSON array, Parquet or CSV, told apart by content."""
 
 import codecs
 import json
 import re
 from collections.abc import Generator, Iterator
-from io import BufferedReader, FileIO
+from io import BufferedReader
 from itertools import count
 from pathlib import Path
 from typing import NoReturn
 
+from ensemble import tabular
 from ensemble.errors import InputError
+from ensemble.files import reason
 
 MAX_ROW = 64 << 20  # bytes of a JSONL line, characters of an array's element
 CHUNK = 4096  # characters of an array that are decoded at first: most elements fit
@@ -21,7 +23,6 @@ MAGIC = {
     b"\x1f\x8b": "gzip: decompress it first (gunzip)",
     b"\x28\xb5\x2f\xfd": "zstd: decompress it first (unzstd)",
     b"PK\x03\x04": "a zip archive: unpack it first",
-    b"PAR1": "Parquet, which is not read: convert to JSONL, in pandas to_json(..., orient='records', lines=True)",
     b"\xff\xfe": "UTF-16 text: save it as UTF-8",
     b"\xfe\xff": "UTF-16 text: save it as UTF-8",
 }
@@ -38,23 +39,26 @@ CURES = {
 
 
 def iter_rows(path: Path, chunk: int = CHUNK) -> Iterator[tuple[int, object | InputError]]:
-    """(line from 1, parsed JSON value or what is wrong there) for each row of a file; an array's row counts from
-    the line where it starts. A file that cannot be used at all gives one error."""
+    """(line from 1, parsed JSON value or what is wrong there) for each row of a file; a row over several lines counts
+    from the first, one of Parquet by its number. A file that cannot be used at all gives one error."""
     line, empty = 1, True
     try:
-        file: BufferedReader = BufferedReader(FileIO(path), 1 << 20)
+        file: BufferedReader = path.open("rb", 1 << 20)  # type: ignore[assignment]
         with file:
-            for line, row in _rows(file, chunk):
+            for line, row in _rows(file, path, chunk):
                 empty = False
                 yield line, row
     except OSError as error:
-        yield line, InputError(f"cannot be read: {error.strerror}; check the file and its permissions")
+        yield line, InputError(f"cannot be read: {reason(error)}; check the file and its permissions")
         return
     if empty:
         yield 1, InputError("the file has no rows; write one JSON object per line, or remove the file")
 
 
-def _rows(file: BufferedReader, chunk: int) -> Iterator[tuple[int, object]]:
+def _rows(file: BufferedReader, path: Path, chunk: int) -> Iterator[tuple[int, object]]:
+    if file.peek(4).startswith(b"PAR1"):
+        yield from tabular.parquet_rows(path)
+        return
     if file.peek(3).startswith(codecs.BOM_UTF8):
         file.read(3)
     head = file.peek()
@@ -65,7 +69,10 @@ def _rows(file: BufferedReader, chunk: int) -> Iterator[tuple[int, object]]:
     while head and not head.strip():
         line += file.read(len(head)).count(b"\n")
         head = file.peek()
-    yield from _array_rows(_Text(file, line, chunk)) if head.lstrip().startswith(b"[") else _line_rows(file, line)
+    if delimiter := tabular.csv_delimiter(head, path):
+        yield from tabular.csv_rows(file, line, delimiter)
+    else:
+        yield from _array_rows(_Text(file, line, chunk)) if head.lstrip().startswith(b"[") else _line_rows(file, line)
 
 
 def _fault(head: bytes) -> str | None:

@@ -7,36 +7,40 @@
 
 A member's key is semantic (`ensemble.plan.member_key`), a row's is its question's content hash. Segments are
 written by one writer per stage actor under a unique, time-ordered name, in one step; of duplicate rows the first
-by (segment name, row) counts, so a replay gives the same values whatever ran at the same time.
+by (segment name, row) counts, so a replay gives the same values whatever ran at the same time. STORE is a folder or
+s3://bucket/folder, gs://bucket/folder.
 """
 
+import functools
+import io
 import json
-import os
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from ensemble.errors import StoreError
-from ensemble.files import write_atomically
-from ensemble.records import PromptFacts, Sample, Score
-from ensemble.votes import merge
+from ensemble.files import ahead, fault, location, parquet_file, reason, whole_file, write_atomically
+from ensemble.records import Order, PromptFacts, Sample, Score
+from ensemble.votes import merge_scores
 
 SCHEMA = 2
 GROUP_ROWS = 4096  # rows that a look-up decodes at once
-CACHED_GROUPS = 64
+CACHED_BYTES = 128 << 20  # of decoded row groups; four options in four orders take 170 bytes
 
 Kind = Literal["scores", "samples"]
 KINDS: tuple[Kind, ...] = ("scores", "samples")
+HASH = PromptFacts._fields.index("hash")
+NUMBERS = tuple(name for name in PromptFacts._fields if name != "hash")
 
 
 def open_store(path: str | Path) -> Path:
     """The store's folder, made where it is new. Raises StoreError where it cannot be used."""
-    root = Path(path)
+    root = location(path)
     try:
         root.mkdir(parents=True, exist_ok=True)
         marker = root / "schema.json"
@@ -44,12 +48,20 @@ def open_store(path: str | Path) -> Path:
             write_atomically(marker, json.dumps({"schema": SCHEMA}).encode())
         found = json.loads(marker.read_text())["schema"]
     except OSError as e:
-        raise StoreError(f"store {root}: {e.strerror or e}; give a writable folder with --set store.path=DIR") from None
+        raise StoreError(f"store {root}: {reason(e)}; give a writable folder with --set store.path=DIR") from None
     except (ValueError, KeyError):
         raise StoreError(f'store {root}: schema.json is damaged; restore it as {{"schema": {SCHEMA}}}') from None
     if found != SCHEMA:
         raise StoreError(f"store {root} has schema {found}, this version reads {SCHEMA}: give another store.path")
     return root
+
+
+def is_store(path: str | Path) -> bool:
+    """Whether a store is there already. Raises StoreError where that cannot be known."""
+    try:
+        return (location(path) / "schema.json").is_file()
+    except OSError as e:
+        raise StoreError(f"store {path}: {reason(e)}") from None
 
 
 class StoreWriter:
@@ -82,23 +94,24 @@ class StoreWriter:
 class StoreReader:
     """Look-ups in one member's rows by question hash, over a sorted index of 16-byte keys.
 
-    The index takes 24 bytes a row; decoded rows live in a bounded cache, so memory does not grow with the store.
+    The index takes 24 bytes a row; decoded row groups live in a bounded cache, so memory does not grow with the store.
     """
 
     def __init__(self, root: Path, kind: Kind, key: str) -> None:
         self._kind = kind
         self.segments = segments(root, kind, key)
         hashes, places = [], []
-        for s, path in enumerate(self.segments):
-            column = _read(path, columns=["hash"])["hash"].combine_chunks()
-            n = len(column)
-            hashes.append(np.frombuffer(column.buffers()[1], dtype="S16", count=n, offset=column.offset * 16))
+        for s, keys in enumerate(ahead(_hashes, self.segments, root)):
+            hashes.append(keys)
+            n = len(keys)
             places.append(np.stack([np.full(n, s, dtype=np.int32), np.arange(n, dtype=np.int32)], axis=1))
         keys = np.concatenate(hashes) if hashes else np.empty(0, dtype="S16")
         order = np.argsort(keys, kind="stable")  # stable: the first segment's row stays first
         self._keys = keys[order]
         self._places = np.concatenate(places)[order] if places else np.empty((0, 2), dtype=np.int32)
-        self._groups: OrderedDict[tuple[int, int], list[dict[str, Any]]] = OrderedDict()
+        self._groups: OrderedDict[tuple[int, int], tuple[int, _Scores | _Samples]] = OrderedDict()  # with its bytes
+        self._cached = 0
+        self._opened: tuple[int, Any] = (-1, None)  # the segment that was read last
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -109,41 +122,43 @@ class StoreReader:
         for rows in self._rows(hashes):
             score: Score | None = None
             for row in rows:
-                score = merge(score, _score(row))
+                score = merge_scores(score, row)
             found.append(score)
         return found
 
-    def samples(self, hashes: Sequence[bytes], seed: int, index: int = 0) -> list[Sample | None]:
-        """Per question the generated text of that seed and index, or None."""
-        return [
-            next((_sample(row) for row in rows if row["seed"] == seed and row["index"] == index), None)
-            for rows in self._rows(hashes)
-        ]
+    def samples(self, hashes: Sequence[bytes], seed: int) -> list[tuple[Sample, ...]]:
+        """Per question the texts that were generated under that seed, by index; of duplicates the first counts."""
+        found = []
+        for rows in self._rows(hashes):
+            by_index = {row.index: row for row in reversed(rows) if row.seed == seed}
+            found.append(tuple(by_index[index] for index in sorted(by_index)))
+        return found
 
-    def _rows(self, hashes: Sequence[bytes]) -> Iterable[list[dict[str, Any]]]:
+    def _rows(self, hashes: Sequence[bytes]) -> Iterator[list[Any]]:
         wanted = np.array(hashes, dtype="S16")
         left = np.searchsorted(self._keys, wanted, "left")
         right = np.searchsorted(self._keys, wanted, "right")
         for a, b in zip(left.tolist(), right.tolist(), strict=True):
-            yield [self._row(int(s), int(r)) for s, r in self._places[a:b]]
+            yield [self._group(s, r // GROUP_ROWS)[r % GROUP_ROWS] for s, r in self._places[a:b].tolist()]
 
-    def _row(self, segment: int, row: int) -> dict[str, Any]:
-        group = (segment, row // GROUP_ROWS)
-        if group not in self._groups:
-            if len(self._groups) >= CACHED_GROUPS:
-                self._groups.popitem(last=False)
-            self._groups[group] = self._decode(*group)
-        self._groups.move_to_end(group)
-        return self._groups[group][row % GROUP_ROWS]
+    def _group(self, segment: int, number: int) -> "_Scores | _Samples":
+        if (segment, number) not in self._groups:
+            table = self._read(segment, number)
+            self._cached += table.nbytes
+            group = _Scores(table) if self._kind == "scores" else _Samples(table)
+            self._groups[segment, number] = table.nbytes, group
+            while self._cached > CACHED_BYTES and len(self._groups) > 1:
+                self._cached -= self._groups.popitem(last=False)[1][0]
+        self._groups.move_to_end((segment, number))
+        return self._groups[segment, number][1]
 
-    def _decode(self, segment: int, group: int) -> list[dict[str, Any]]:
-        import pyarrow.parquet as pq
-
+    def _read(self, segment: int, number: int) -> Any:
         try:
-            rows: list[dict[str, Any]] = pq.ParquetFile(self.segments[segment]).read_row_group(group).to_pylist()
+            if self._opened[0] != segment:
+                self._opened = segment, parquet_file(self.segments[segment])
+            return self._opened[1].read_row_group(number)
         except Exception as e:
             raise _damaged(self.segments[segment], e) from None
-        return rows
 
 
 class Verified(NamedTuple):
@@ -174,20 +189,12 @@ def compact(root: Path, kind: Kind, key: str) -> int:
     if len(old) < 2:
         return sum(len(_read(path)) for path in old)
     name = f"{old[-1].name.split('-')[0]}-{uuid.uuid4().hex[:8]}.parquet"
-    temporary = old[-1].with_name(f".{name}.compacting")
+    rows = export(root, kind, key, old[-1].with_name(name))
     try:
-        rows = export(root, kind, key, temporary)
-        with open(temporary, "rb") as f:
-            os.fsync(f.fileno())
-        os.replace(temporary, old[-1].with_name(name))
-        folder = os.open(temporary.parent, os.O_RDONLY)
-        os.fsync(folder)  # the new segment must be there before the old ones go
-        os.close(folder)
         for path in old:
             path.unlink()
     except OSError as e:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(f"store {root}: {e.strerror or e}; free space or permissions, and run gc again") from None
+        raise StoreError(f"store {root}: {reason(e)}; check its permissions, and run gc again") from None
     return rows
 
 
@@ -198,16 +205,21 @@ def export(root: Path, kind: Kind, key: str, file: Path) -> int:
 
     rows = 0
     waiting = schema(kind).empty_table()
-    with pq.ParquetWriter(file, schema(kind), compression="zstd") as writer:
-        for path in segments(root, kind, key):
-            waiting = pa.concat_tables([waiting, _read(path)])
-            whole = len(waiting) - len(waiting) % GROUP_ROWS  # look-ups rely on full row groups
-            if whole:
-                writer.write_table(waiting.slice(0, whole), row_group_size=GROUP_ROWS)
-                waiting = waiting.slice(whole)
-                rows += whole
-        if len(waiting):
-            writer.write_table(waiting)
+    try:
+        with whole_file(file, "wb") as out, pq.ParquetWriter(out, schema(kind), compression="zstd") as writer:
+            for table in ahead(_read, segments(root, kind, key), root):
+                waiting = pa.concat_tables([waiting, table])
+                whole = len(waiting) - len(waiting) % GROUP_ROWS  # look-ups rely on full row groups
+                if whole:
+                    writer.write_table(waiting.slice(0, whole), row_group_size=GROUP_ROWS)
+                    waiting = waiting.slice(whole)
+                    rows += whole
+            if len(waiting):
+                writer.write_table(waiting)
+    except StoreError:
+        raise
+    except OSError as e:
+        raise StoreError(f"{file} cannot be written: {reason(e)}; free space or permissions, and try again") from None
     return rows + len(waiting)
 
 
@@ -227,8 +239,7 @@ def schema(kind: Kind) -> Any:
     """The Arrow schema of a segment."""
     import pyarrow as pa
 
-    numbers = (name for name in PromptFacts._fields if name != "hash")
-    common = [("prompt_hash", pa.string()), *((f"prompt_{name}", pa.int32()) for name in numbers)]
+    common = [("prompt_hash", pa.string()), *((f"prompt_{name}", pa.int32()) for name in NUMBERS)]
     if kind == "scores":
         columns = [
             ("hash", pa.binary(16)),
@@ -251,8 +262,6 @@ def schema(kind: Kind) -> Any:
 
 def write_segment(path: Path, kind: Kind, rows: Sequence[dict[str, Any]]) -> None:
     """One Parquet file, complete or absent."""
-    import io
-
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -263,23 +272,27 @@ def write_segment(path: Path, kind: Kind, rows: Sequence[dict[str, Any]]) -> Non
         write_atomically(path, buffer.getvalue())
     except OSError as e:
         raise StoreError(
-            f"store {path.parent}: {e.strerror or e}; free space or permissions, then run the same command again: "
+            f"store {path.parent}: {reason(e)}; free space or permissions, then run the same command again: "
             "what is stored is not computed again"
         ) from None
 
 
-def _read(path: Path, columns: list[str] | None = None) -> Any:
-    import pyarrow.parquet as pq
+def _hashes(path: Path) -> Any:
+    column = _read(path, columns=["hash"])["hash"].combine_chunks()
+    return np.frombuffer(column.buffers()[1], dtype="S16", count=len(column), offset=column.offset * 16)
 
+
+def _read(path: Path, columns: list[str] | None = None) -> Any:
     try:
-        return pq.read_table(path, columns=columns, partitioning=None)
+        return parquet_file(path).read(columns)
     except Exception as e:
         raise _damaged(path, e) from None
 
 
 def _damaged(path: Path, error: Exception) -> StoreError:
-    reason = " ".join(str(error).split())[:200]
-    return StoreError(f"{path} cannot be read ({reason}); delete it: only its rows are computed again")
+    if unreachable := fault(error):  # nothing is wrong with the segment
+        return StoreError(f"{path} cannot be read: {unreachable}; then run the same command again")
+    return StoreError(f"{path} cannot be read ({reason(error)}); delete it: only its rows are computed again")
 
 
 def _score_row(score: Score) -> dict[str, Any]:
@@ -305,22 +318,61 @@ def _prompt_columns(value: Score | Sample) -> dict[str, Any]:
     return {f"prompt_{name}": fact for name, fact in value.prompt._asdict().items()}
 
 
-def _prompt(row: dict[str, Any]) -> PromptFacts:
-    return PromptFacts(*(row[f"prompt_{name}"] for name in PromptFacts._fields))
+class _Lists:
+    """A column of lists; null is an empty one."""
+
+    def __init__(self, column: Any) -> None:
+        array = column.combine_chunks()
+        self._offsets, self._values = array.offsets.to_numpy(), array.values.to_numpy()
+
+    def __getitem__(self, row: int) -> Any:
+        return self._values[self._offsets[row] : self._offsets[row + 1]].copy()
 
 
-def _score(row: dict[str, Any]) -> Score:
-    n = len(row["tokens"])
-    flat = row["orders"]
-    unconditional = row["unconditional"]
-    return Score(
-        orders=tuple(tuple(flat[i : i + n]) for i in range(0, len(flat), n)),
-        logprobs=np.array(row["logprobs"], dtype=np.float32).reshape(-1, n),
-        tokens=np.array(row["tokens"], dtype=np.int32),
-        unconditional=None if unconditional is None else np.array(unconditional, dtype=np.float32),
-        prompt=_prompt(row),
-    )
+class _Prompts:
+    """The prompt's columns of a row group."""
+
+    def __init__(self, table: Any) -> None:
+        self._hashes = np.array(table["prompt_hash"].to_pylist(), dtype="S")
+        self._numbers = np.stack([table[f"prompt_{name}"].to_numpy() for name in NUMBERS], axis=1)
+
+    def __getitem__(self, row: int) -> PromptFacts:
+        facts = self._numbers[row].tolist()
+        facts.insert(HASH, self._hashes[row].decode())
+        return PromptFacts(*facts)
 
 
-def _sample(row: dict[str, Any]) -> Sample:
-    return Sample(row["text"], row["tokens"], row["finish"], row["seed"], row["index"], _prompt(row))
+class _Scores:
+    """A row group's columns as arrays; a Score is made of them when it is asked for."""
+
+    def __init__(self, table: Any) -> None:
+        names = ("orders", "logprobs", "tokens", "unconditional")
+        self._orders, self._logprobs, self._tokens, self._unconditional = (_Lists(table[name]) for name in names)
+        self._prompts = _Prompts(table)
+
+    def __getitem__(self, row: int) -> Score:
+        tokens, unconditional = self._tokens[row], self._unconditional[row]
+        return Score(
+            orders=_orders(self._orders[row].tobytes(), len(tokens)),
+            logprobs=self._logprobs[row].reshape(-1, len(tokens)),
+            tokens=tokens,
+            unconditional=unconditional if len(unconditional) else None,
+            prompt=self._prompts[row],
+        )
+
+
+@functools.lru_cache(4096)  # few differ
+def _orders(flat: bytes, n: int) -> tuple[Order, ...]:
+    return tuple(tuple(flat[i : i + n]) for i in range(0, len(flat), n))
+
+
+class _Samples:
+    """A row group's columns; a Sample is made of them when it is asked for."""
+
+    def __init__(self, table: Any) -> None:
+        self._columns = [table[name].combine_chunks() for name in ("text", "tokens", "finish", "seed", "index")]
+        self._prompts = _Prompts(table)
+
+    def __getitem__(self, row: int) -> Sample:
+        text, tokens, finish, seed, index = (column[row].as_py() for column in self._columns)
+        return Sample(text, tokens, finish, seed, index, self._prompts[row])

@@ -7,32 +7,40 @@ whether the knowledge comes from an engine or from the store, so every decision 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ensemble.config import Cloze, Letter, Member, TaskPlan
-from ensemble.parsing import chosen_option, final_number
-from ensemble.prompts import LETTERS
+from ensemble.elect import elect
 from ensemble.records import Decision, Order, Question, Sample, Score
+from ensemble.render import LETTERS
 
-Evidence = Score | Sample | None
+Evidence = Score | tuple[Sample, ...] | None
 Floats = npt.NDArray[np.float64]
 
 
 class Ask(NamedTuple):
-    """What is missing from a member: orders, the options without the question, or (neither) a generated text."""
+    """What is missing from a member: orders, the options without the question, or texts by their index."""
 
     member: int
     orders: tuple[Order, ...] = ()
     unconditional: bool = False
+    samples: tuple[int, ...] = ()
+
+    @property
+    def prompts(self) -> int:
+        return len(self.orders) + self.unconditional + len(self.samples)
 
 
+@lru_cache(maxsize=64)
 def identity(n: int) -> tuple[Order, ...]:
     return (tuple(range(n)),)
 
 
+@lru_cache(maxsize=64)
 def cyclic(n: int) -> tuple[Order, ...]:
     """Each option stands once at each position."""
     return tuple(tuple((p + shift) % n for p in range(n)) for shift in range(n))
@@ -46,81 +54,118 @@ class Voter:
 
     def __init__(self, plan: TaskPlan, names: Sequence[str], near_tie: float, labels: Sequence[str] = LETTERS) -> None:
         """labels: the options' names in the first member's prompt, by which a generated answer is read."""
-        self._members, self._names, self._near_tie, self._labels = plan.members, tuple(names), near_tie, labels
+        self._plan, self._members, self._names = plan, plan.members, tuple(names)
+        self._near_tie, self._labels = near_tie, labels
 
     def next(self, question: Question, evidence: Sequence[Evidence]) -> list[Ask] | Decision:
         """What to ask next, or the decision once nothing is missing."""
-        asks = [
-            ask
-            for i, (member, known) in enumerate(zip(self._members, evidence, strict=True))
-            if (ask := _missing(i, member, question, known))
-        ]
-        return asks or self._decide(question, evidence)
-
-    def _decide(self, question: Question, evidence: Sequence[Evidence]) -> Decision:
-        known = [e for e in evidence if e is not None]
-        first = known[0]
-        if isinstance(first, Sample):
-            decision = _read_sample(question, first, self._names, self._labels)
-        else:
-            decision = self._vote(question, [e for e in known if isinstance(e, Score)])
+        if asks := self.missing(question, evidence):
+            return asks
+        decision = self.best(question, evidence)
+        assert decision is not None
         return decision
 
-    def _vote(self, question: Question, known: Sequence[Score]) -> Decision:
+    def missing(self, question: Question, evidence: Sequence[Evidence]) -> list[Ask]:
+        """All that the plan wants and nobody has said yet."""
+        asks = (_missing(i, m, question, e) for i, (m, e) in enumerate(zip(self._members, evidence, strict=True)))
+        return [ask for ask in asks if ask is not None]
+
+    def first(self, question: Question, evidence: Sequence[Evidence]) -> list[Ask]:
+        """The least that makes a decision possible: one order or one text of the member that needs the fewest
+        prompts, of several the first; nothing where there can be one already."""
+        if any(_usable(m, question, e) for m, e in zip(self._members, evidence, strict=True)):
+            return []
+        asks = self.missing(question, evidence)
+        cheapest = min(asks, key=lambda ask: _price(self._members[ask.member], question))
+        return [cheapest._replace(orders=cheapest.orders[:1], samples=cheapest.samples[:1])]
+
+    def best(self, question: Question, evidence: Sequence[Evidence]) -> Decision | None:
+        """The decision from what is known by now, over the members that have said something; None if none has."""
+        known = [(member, e) for member, e in zip(self._members, evidence, strict=True) if _usable(member, question, e)]
+        if not known:
+            return None
+        scores = [(member, e) for member, e in known if isinstance(e, Score)]
+        if scores:
+            return self._vote(question, scores)
+        samples = [(m.weight, s) for m, e in known if isinstance(e, tuple) for s in e[: m.sampling.samples]]
+        return elect(question, samples, self._plan, self._names, self._labels)
+
+    def _vote(self, question: Question, known: Sequence[tuple[Member, Score]]) -> Decision:
         # The store may hold more orders than this member asks for: they must not show in any number.
-        scores = [wanted_orders(m, question, s) for m, s in zip(self._members, known, strict=True)]
-        tables = [normalised(m, question, s) for m, s in zip(self._members, scores, strict=True)]
-        weights = np.array([m.weight for m in self._members])
+        scores = [(member, wanted_orders(member, question, score)) for member, score in known]
+        tables = [normalised(member, question, score) for member, score in scores]
+        weights = np.array([member.weight for member, _ in scores])
         weights = weights / weights.sum()
         mean: Floats = log_softmax(sum(w * t.mean(axis=0) for w, t in zip(weights, tables, strict=True)))
         votes = np.zeros(len(mean), dtype=int)
         for table in tables:
             np.add.at(votes, table.argmax(axis=1), 1)
         best = int(mean.argmax())
-        bound = np.sqrt(
-            sum(
-                (w * near_tie_bound(m, question, s)) ** 2
-                for w, m, s in zip(weights, self._members, scores, strict=True)
-            )
-        )
+        bounds = (w * near_tie_bound(m, question, s) for w, (m, s) in zip(weights, scores, strict=True))
+        bound = np.sqrt(sum(b**2 for b in bounds))
         rivals = np.delete(np.arange(len(mean)), best)
         margin = mean[best] - mean[rivals]
         masses = [
-            float(np.exp(s.logprobs.astype(float)).sum(axis=1).mean())
-            for m, s in zip(self._members, scores, strict=True)
-            if isinstance(m.scoring, Letter)
+            float(np.exp(score.logprobs.astype(float)).sum(axis=1).mean())
+            for member, score in scores
+            if isinstance(member.scoring, Letter)
         ]
         return Decision(
             prediction=best,
             answer_text=question.choices[best],
             confidence=float(math.exp(mean[best])),
-            scores=tuple(float(x) for x in mean),
-            votes=tuple(int(v) for v in votes),
-            orders_used=sum(len(s.orders) for s in scores),
+            scores=tuple(mean.tolist()),
+            votes=tuple(votes.tolist()),
+            orders_used=sum(len(score.orders) for _, score in scores),
             members=self._names,
             near_tie=bool((margin <= self._near_tie * np.hypot(bound[best], bound[rivals])).any()),
             letter_mass=min(masses, default=None),
-            prompt=max((s.prompt for s in scores), key=lambda p: (p.cut_tokens, p.shots_dropped, p.tokens)),
+            prompt=max((s.prompt for _, s in scores), key=lambda p: (p.cut_tokens, p.shots_dropped, p.tokens)),
         )
 
 
 def _missing(index: int, member: Member, question: Question, known: Evidence) -> Ask | None:
-    if isinstance(member.scoring, Letter | Cloze):
-        wanted = ORDERS[member.scoring.orders](len(question.choices)) if isinstance(member.scoring, Letter) else ((),)
-        if isinstance(member.scoring, Cloze):
-            wanted = identity(len(question.choices))
-        done = known.orders if isinstance(known, Score) else ()
-        orders = tuple(order for order in wanted if order not in done)
-        pmi = isinstance(member.scoring, Cloze) and member.scoring.normalisation == "pmi"
-        unconditional = pmi and (not isinstance(known, Score) or known.unconditional is None)
-        return Ask(index, orders, unconditional) if orders or unconditional else None
-    return None if isinstance(known, Sample) else Ask(index)
+    wanted = _wanted(member, question)
+    if wanted is None:
+        done = {sample.index for sample in known} if isinstance(known, tuple) else set()
+        samples = tuple(i for i in range(member.sampling.samples) if i not in done)
+        return Ask(index, samples=samples) if samples else None
+    had = known.orders if isinstance(known, Score) else ()
+    orders = tuple(order for order in wanted if order not in had)
+    unconditional = _is_pmi(member) and (not isinstance(known, Score) or known.unconditional is None)
+    return Ask(index, orders, unconditional) if orders or unconditional else None
+
+
+def _usable(member: Member, question: Question, known: Evidence) -> bool:
+    """Whether a decision can be made from what this member has said."""
+    if isinstance(known, Score):
+        wanted = _wanted(member, question) or ()
+        said = any(order in known.orders for order in wanted)
+        return said and not (_is_pmi(member) and known.unconditional is None)
+    return bool(known) and known[0].index < member.sampling.samples  # type: ignore[index]
+
+
+def _price(member: Member, question: Question) -> int:
+    """Sequences that a first answer takes."""
+    return len(question.choices) * (1 + _is_pmi(member)) if isinstance(member.scoring, Cloze) else 1
+
+
+def _wanted(member: Member, question: Question) -> tuple[Order, ...] | None:
+    """The orders that the member's config names; None for a member that generates text."""
+    if isinstance(member.scoring, Letter):
+        return ORDERS[member.scoring.orders](len(question.choices))
+    return identity(len(question.choices)) if isinstance(member.scoring, Cloze) else None
+
+
+def _is_pmi(member: Member) -> bool:
+    return isinstance(member.scoring, Cloze) and member.scoring.normalisation == "pmi"
 
 
 def wanted_orders(member: Member, question: Question, score: Score) -> Score:
-    """The score with only the orders that the member's config names, in their order."""
-    kind = member.scoring.orders if isinstance(member.scoring, Letter) else "identity"
-    wanted = ORDERS[kind](len(question.choices))
+    """The score with only those of its orders that the member's config names, in the config's order."""
+    wanted = tuple(order for order in _wanted(member, question) or () if order in score.orders)
+    if wanted == score.orders:
+        return score
     rows = [score.orders.index(order) for order in wanted]
     return replace(score, orders=wanted, logprobs=score.logprobs[rows])
 
@@ -160,9 +205,17 @@ def log_softmax(x: Floats) -> Floats:
     return result
 
 
-def merge(known: Evidence, new: Score) -> Score:
-    """What is known after `new` came in; of the same order the first counts."""
-    if not isinstance(known, Score):
+def merge(known: Evidence, new: Score | Sample) -> Score | tuple[Sample, ...]:
+    """What is known after `new` came in; of the same order or sample the first counts."""
+    if isinstance(new, Sample):
+        samples = known if isinstance(known, tuple) else ()
+        return tuple(sorted({s.index: s for s in (new, *samples)}.values(), key=lambda s: s.index))
+    return merge_scores(known if isinstance(known, Score) else None, new)
+
+
+def merge_scores(known: Score | None, new: Score) -> Score:
+    """The orders of both; of the same order the first counts."""
+    if known is None:
         return new
     fresh = [i for i, order in enumerate(new.orders) if order not in known.orders]
     return Score(
@@ -171,24 +224,4 @@ def merge(known: Evidence, new: Score) -> Score:
         known.tokens if known.orders else new.tokens,
         known.unconditional if known.unconditional is not None else new.unconditional,
         known.prompt if known.orders else new.prompt,
-    )
-
-
-def _read_sample(question: Question, sample: Sample, names: tuple[str, ...], labels: Sequence[str]) -> Decision:
-    prediction: int | str | None = sample.text
-    answer_text: str | None = sample.text
-    if question.task == "multiple_choice":
-        prediction = chosen_option(sample.text, labels[: len(question.choices)], question.choices)
-        answer_text = None if prediction is None else question.choices[prediction]
-    elif question.task == "math":
-        prediction = final_number(sample.text)
-    return Decision(
-        prediction=prediction,
-        answer_text=answer_text,
-        confidence=None,
-        scores=None,
-        votes=None,
-        orders_used=1,
-        members=names,
-        prompt=sample.prompt,
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from ensemble.errors import ConfigError, InputError, ModelError, PromptError, QuorumError
 from ensemble.read import Selection
+from pipelines.deadline import seconds
 
 OK, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
@@ -27,6 +28,16 @@ def parser(description: str, epilog: str) -> argparse.ArgumentParser:
     p.add_argument("--task", help="only this task")
     p.add_argument("--ids", metavar="A,B", help="only these question ids")
     p.add_argument("--gold", metavar="FILE", help="grade by the answers of this question file, joined by id")
+    p.add_argument(
+        "--overlay", metavar="FILE", help="another submission: it is written again with this run's answers in place of "
+        "its own (with --task: only that task's), to read one task's score off a leaderboard",
+    )  # fmt: skip
+    p.add_argument("--baseline", metavar="FILE", help="a submission to compare with: prints our means over its means")
+    p.add_argument("--bell", action="store_true", help="ring the terminal's bell at the end")
+    p.add_argument(
+        "--deadline", type=seconds, metavar="2h", help="be done in this time: each question once, then the rest of "
+        "the plan where it is expected to change most; a submission is there from the start and gets better",
+    )  # fmt: skip
     p.add_argument("--dry-run", action="store_true", help="print the plan and what the store has; start nothing")
     p.add_argument(
         "--fresh",

@@ -16,13 +16,15 @@ from ensemble.errors import ConfigError, EngineError, ModelError
 from ensemble.fake import FakeEngine
 
 RESTARTS = 10  # of one engine in a run
+MESSAGE_TOKENS = 4096  # of questions that are sent to an engine together: one message costs a millisecond
 PASSED_ON = ("QUORUM_HOME", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN")
+STORAGE = ("AWS_", "GOOGLE_")  # what the names of variables of object stores begin with
 
 
 def connect(config: RayConfig) -> None:
     """Joins the cluster at `ray.address` or RAY_ADDRESS, else starts one on this machine for this run alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    env = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    env = {name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith(STORAGE)}
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if not in_job:  # a job's working_dir is on the path already
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -156,25 +158,80 @@ class Usage:
         return counts
 
 
+class _Waiting(NamedTuple):
+    """A question's requests, and the future of their replies."""
+
+    requests: Sequence[ScoreRequest]
+    tokens: int
+    replies: "asyncio.Future[list[ScoreReply]]"
+
+    def succeed(self, replies: list[ScoreReply]) -> None:
+        if not self.replies.done():  # its question may have run out of time
+            self.replies.set_result(replies)
+
+    def fail(self, error: Exception) -> None:
+        if not self.replies.done():
+            self.replies.set_exception(error)
+
+
 class EngineClient:
     """An `Engine` over the actors of one model: the least busy one answers, and a dead one is asked again.
 
-    All orders of a question come in one `score` call and so reach one engine, whose prefix cache they share.
+    All orders of a question come in one `score` call and so reach one engine, whose prefix cache they share. What
+    several questions ask for at the same moment travels in one message of up to MESSAGE_TOKENS.
     """
 
     def __init__(self, actors: Sequence[Any], retries: int, seconds: float) -> None:
         self._actors, self._retries, self._seconds = actors, retries, seconds
         self._outstanding = [0] * len(actors)
         self._dead: set[int] = set()
+        self._waiting: list[_Waiting] = []
+        self._sending: set[asyncio.Task[None]] = set()
         self.usage = Usage()
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply]:
         tokens = sum(len(r.prompt) + sum(map(len, r.continuations)) for r in requests)
-        replies: list[ScoreReply] = await self._call("score", tokens, requests)
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._send)
+        waiting = _Waiting(requests, tokens, loop.create_future())
+        self._waiting.append(waiting)
+        replies = await waiting.replies
         self.usage.requests += sum(len(r.continuations) for r in requests)
         self.usage.prompt_tokens += sum(r.prompt_tokens for r in replies)
         self.usage.cached_tokens += sum(r.cached_tokens for r in replies)
         return replies
+
+    def _send(self) -> None:
+        message: list[_Waiting] = []
+        tokens = 0
+        for waiting in self._waiting:
+            if message and tokens + waiting.tokens > MESSAGE_TOKENS:
+                self._start(message, tokens)
+                message, tokens = [], 0
+            message.append(waiting)
+            tokens += waiting.tokens
+        self._waiting = []
+        self._start(message, tokens)
+
+    def _start(self, message: list["_Waiting"], tokens: int) -> None:
+        task = asyncio.get_running_loop().create_task(self._deliver(message, tokens))
+        self._sending.add(task)  # the loop itself holds tasks only weakly
+        task.add_done_callback(self._sending.discard)
+
+    async def _deliver(self, message: list["_Waiting"], tokens: int) -> None:
+        requests = [request for waiting in message for request in waiting.requests]
+        try:
+            replies: list[ScoreReply] = await self._call("score", tokens, requests)
+        except Exception as e:
+            if len(message) == 1:
+                message[0].fail(e)
+            else:  # whose fault it is shows when each question goes alone
+                await asyncio.gather(*(self._deliver([waiting], waiting.tokens) for waiting in message))
+            return
+        done = iter(replies)
+        for waiting in message:
+            waiting.succeed([next(done) for _ in waiting.requests])
 
     async def generate(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> GenerateReply:
         reply: GenerateReply = await self._call("generate", len(prompt) + sampling.max_tokens, prompt, sampling, seed)

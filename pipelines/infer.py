@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import json
 import logging
 import os
 import threading
@@ -10,75 +9,63 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from ensemble.errors import EngineError, ModelError, QuorumError
+from ensemble.files import location
 from ensemble.plan import Plan
 from ensemble.read import iter_blocks
 from ensemble.records import Question
+from ensemble.tally import Tally
 from pipelines.cluster import EngineSpec, connect, start_engines, wait_for
+from pipelines.deadline import Deadline, by_promise
 from pipelines.progress import Progress
-from pipelines.stage import FATAL_ROW, Job, Stage, preflight
+from pipelines.stage import Job, Stage, preflight
+from pipelines.work import Part
 
 STAGE_CPUS = 0.25  # stage actors wait for engines most of the time
+GRACE_SECONDS = 1.5  # for stage actors to bring home what they have at the deadline
 FATAL = ("ModelError", "ConfigError", "PromptError")
-
-
-@dataclass
-class Inference:
-    """What the inference phase did."""
-
-    errors: dict[int, tuple[str, str]] = field(default_factory=dict)  # row_index -> type, message
-    computed: int = 0
-    usage: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)  # task -> member -> requests and tokens
-    spans: dict[str, tuple[float, float]] = field(default_factory=dict)  # task -> first start, last end (epoch seconds)
-    drift: list[float] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)  # connect, engines, preflight, solve
-
-    def take(self, rows: Sequence[dict[str, Any]]) -> None:
-        for row in rows:
-            self.computed += bool(row["computed"]) and not row["error_type"]
-            if row["error_type"]:
-                self.errors[int(row["row_index"])] = (row["error_type"], row["error_message"])
-            if row["drift"] == row["drift"]:  # not NaN
-                self.drift.append(float(row["drift"]))
-            if row["computed"] and row["started"] == row["started"]:
-                first, last = self.spans.get(row["task"], (row["started"], row["ended"]))
-                self.spans[row["task"]] = min(first, row["started"]), max(last, row["ended"])
-            for task, members in json.loads(row["usage"] or "{}").items():
-                for member, counts in members.items():
-                    self.usage.setdefault(task, {}).setdefault(member, Counter()).update(counts)
 
 
 class Board:
     """Counts finished questions for the live view, between two of the driver's looks."""
 
     def __init__(self) -> None:
-        self._done: dict[str, list[float]] = {}
+        self._done: Counter[tuple[str, bool]] = Counter()
 
-    def add(self, task: str, seconds: float, failed: bool) -> None:
-        counts = self._done.setdefault(task, [0, 0.0, 0])
-        counts[0] += 1
-        counts[1] += seconds
-        counts[2] += failed
+    def add(self, done: Counter[tuple[str, bool]]) -> None:
+        self._done.update(done)
 
-    def read(self) -> dict[str, list[float]]:
+    def read(self) -> Counter[tuple[str, bool]]:
+        """(task, failed) -> questions."""
         return self._done
 
 
-def infer(plan: Plan, store: str, blocks: Sequence[str], missing: Counter[str], progress: Progress) -> Inference:
-    """Answers what the store lacks. Raises QuorumError where nothing can go on; question errors are in the result."""
+def infer(
+    plan: Plan,
+    store: str,
+    blocks: Sequence[str],
+    missing: Counter[str],
+    progress: Progress,
+    tally: Tally,
+    deadline: Deadline | None = None,
+) -> None:
+    """Answers what the store lacks; `tally` gets what was done, question errors included.
+
+    Raises QuorumError where nothing can go on. With a deadline each question is first answered once, then the rest
+    of the plan follows where it is expected to change most.
+    """
     config = plan.config
-    result = Inference()
+    until = deadline.until if deadline else None
     clock = time.monotonic()
 
     def lap(name: str) -> None:
         nonlocal clock
-        result.seconds[name] = round(time.monotonic() - clock, 3)
+        tally.seconds[name] = round(time.monotonic() - clock + tally.seconds.get(name, 0), 3)
         clock = time.monotonic()
 
     progress.note("starting Ray")
@@ -87,19 +74,33 @@ def infer(plan: Plan, store: str, blocks: Sequence[str], missing: Counter[str], 
         lap("connect")
         specs = [EngineSpec(m, config.models[m], plan.devices[m], os.getcwd()) for m in plan.models(list(missing))]
         engines = start_engines(specs)
-        job = Job(plan, store, engines, ray.remote(num_cpus=0)(Board).remote(), os.getcwd())
+        board = ray.remote(num_cpus=0)(Board)
+        job = Job(plan, store, engines, board.remote(), os.getcwd(), deadline is not None, until)
         # Sent before the engines are ready: its imports and tokenizers load meanwhile.
         tried = ray.remote(num_cpus=STAGE_CPUS)(preflight).remote(job, _first_questions(blocks, missing))
         data = importlib.import_module("ray.data")  # takes seconds, spent while the engines load
 
-        _await_engines(engines, config.ray.engine_start_seconds, progress)
+        longest = config.ray.engine_start_seconds
+        if not _await_engines(engines, longest, until, progress):
+            return
         lap("engines")
         progress.note("preflight: one question per task")
-        result.take(_checked(wait_for(tried, config.ray.engine_start_seconds), progress))
+        try:
+            _take_tried(tally, wait_for(tried, longest if until is None else max(0.0, until - time.time())), progress)
+        except GetTimeoutError:
+            if until is None:
+                raise ModelError(f"the preflight took over {longest:g} s: raise ray.engine_start_seconds") from None
+            return
         lap("preflight")
-        with _watching(job, missing, progress):
-            _stream(data, job, blocks, result, progress)
+        with _watching(job.board, missing, progress, until):
+            _stream_until(data, job, [[Part(block)] for block in blocks], tally, progress)
         lap("solve")
+        items = [] if deadline is None else by_promise(plan, location(store), blocks)
+        if items and deadline is not None and time.time() < deadline.until:
+            job = job._replace(first=False, board=board.remote())
+            with _watching(job.board, sum((item.tasks for item in items), Counter()), progress, until):
+                _stream_until(data, job, [item.parts for item in items], tally, progress)
+            lap("solve")
         for actors in engines.values():
             for actor in actors:
                 actor.close.remote()
@@ -109,13 +110,12 @@ def infer(plan: Plan, store: str, blocks: Sequence[str], missing: Counter[str], 
         ) from e
     finally:
         ray.shutdown()
-    return result
 
 
-def _await_engines(engines: dict[str, list[Any]], seconds: float, progress: Progress) -> None:
-    """Until every engine is ready, showing what each is doing."""
+def _await_engines(engines: dict[str, list[Any]], seconds: float, until: float | None, progress: Progress) -> bool:
+    """Until every engine is ready, showing what each is doing; False where the deadline comes first."""
     waiting = {(model, i): a.start.remote() for model, actors in engines.items() for i, a in enumerate(actors)}
-    deadline = time.monotonic() + seconds
+    patience = time.time() + seconds
     while waiting:
         for (model, i), ref in list(waiting.items()):
             try:
@@ -126,8 +126,12 @@ def _await_engines(engines: dict[str, list[Any]], seconds: float, progress: Prog
                 progress.loading(model, _status(engines[model][i]))
             except QuorumError as e:
                 raise type(e)(f"model {model}: {e}") from None
-            if time.monotonic() > deadline:
+            if until is not None and time.time() > until:
+                progress.warn(f"model {model} was not ready before the deadline")
+                return False
+            if time.time() > patience:
                 raise ModelError(f"model {model} was not ready after {seconds:g} s: raise ray.engine_start_seconds")
+    return True
 
 
 def _status(actor: Any) -> str | None:
@@ -150,17 +154,19 @@ def _first_questions(blocks: Sequence[str], missing: Counter[str]) -> list[Quest
     return list(firsts.values())
 
 
-def _checked(outcomes: list[dict[str, Any]], progress: Progress) -> list[dict[str, Any]]:
+def _take_tried(total: Tally, tried: dict[str, Tally], progress: Progress) -> None:
     """Ends the run where a member cannot answer at all, say because its template does not fit its model."""
-    for outcome in outcomes:
-        if outcome["error_type"] in FATAL:
-            raise _by_name(outcome["error_type"])(f"preflight, task {outcome['task']}: {outcome['error_message']}")
-        if outcome["letter_mass"] < 0.1:
+    for task, tally in tried.items():
+        for kind, message in tally.errors.values():
+            if kind in FATAL:
+                raise _by_name(kind)(f"preflight, task {task}: {message}")
+        mass = tally.letter_mass.get(task, 1.0)
+        if mass < 0.1:
             progress.warn(
-                f"task {outcome['task']}: the option letters hold only {outcome['letter_mass']:.1%} of the "
+                f"task {task}: the option letters hold only {mass:.1%} of the "
                 "probability: the template probably does not lead the model to answer by letter"
             )
-    return outcomes
+        total.add(tally)
 
 
 def _by_name(name: str) -> Callable[[str], QuorumError]:
@@ -170,16 +176,37 @@ def _by_name(name: str) -> Callable[[str], QuorumError]:
     return kind
 
 
-def _stream(data: Any, job: Job, blocks: Sequence[str], result: Inference, progress: Progress) -> None:
+def _stream_until(data: Any, job: Job, items: Sequence[list[Part]], total: Tally, progress: Progress) -> None:
+    """As `_stream`; at the deadline what is not done is left, also where actors are still starting."""
+    if job.until is None:
+        _stream(data, job, items, total, progress)
+        return
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            _stream(data, job, items, total, progress)
+        except BaseException as e:
+            failed.append(e)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(max(0.0, job.until - time.time()) + GRACE_SECONDS)
+    if failed and time.time() < job.until:
+        raise failed[0]
+
+
+def _stream(data: Any, job: Job, items: Sequence[list[Part]], total: Tally, progress: Progress) -> None:
     config = job.plan.config.ray
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # Rows are paths of blocks: the questions themselves are read where they are answered.
-    paths = data.from_items([{"block": block} for block in blocks], override_num_blocks=len(blocks))
+    # Rows are places of questions: the questions themselves are read where they are answered.
+    rows = [{"item": [part._asdict() for part in item]} for item in items]
+    places = data.from_items(rows, override_num_blocks=len(rows))
     warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated")  # the pinned Ray has no other way
-    dataset = paths.map_batches(
+    dataset = places.map_batches(
         Stage,
         fn_constructor_args=[job],
         batch_size=1,
@@ -193,13 +220,16 @@ def _stream(data: Any, job: Job, blocks: Sequence[str], result: Inference, progr
     for attempt in range(config.retries + 1):
         try:
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                rows = batch.to_pylist()
-                for row in rows:
-                    if row["row_index"] == FATAL_ROW:
-                        raise _by_name(row["error_type"])(row["error_message"])
-                result.take(rows)
+                for text in batch["tally"].to_pylist():
+                    tally = Tally.from_json(text)
+                    if tally.fatal:
+                        kind, message = tally.fatal
+                        raise _by_name(kind)(message)
+                    total.add(tally)
             return
         except RayError as e:
+            if job.until is not None and time.time() > job.until:
+                return
             reason = f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
             if attempt == config.retries:
                 raise EngineError(f"the run stopped: {reason}; run the same command to go on") from e
@@ -209,13 +239,13 @@ def _stream(data: Any, job: Job, blocks: Sequence[str], result: Inference, progr
 class _watching:
     """While open, a thread brings the board's counts to the live view."""
 
-    def __init__(self, job: Job, missing: Counter[str], progress: Progress) -> None:
-        self._job, self._missing, self._progress = job, missing, progress
+    def __init__(self, board: Any, totals: Counter[str], progress: Progress, until: float | None) -> None:
+        self._board, self._totals, self._progress, self._until = board, totals, progress, until
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> None:
-        self._progress.start(self._missing)
+        self._progress.start(self._totals, self._until)
         self._thread.start()
 
     def __exit__(self, *_: object) -> None:
@@ -226,6 +256,6 @@ class _watching:
         while True:
             ended = self._end.wait(0.5)
             with contextlib.suppress(RayError):
-                self._progress.update(ray.get(self._job.board.read.remote(), timeout=5))
+                self._progress.update(ray.get(self._board.read.remote(), timeout=5))
             if ended:
                 return

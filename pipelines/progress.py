@@ -29,6 +29,7 @@ class Progress:
         )
         self._rows: dict[str, TaskID] = {}
         self._totals: dict[str, int] = {}
+        self._until: float | None = None
         self._started = self._line = time.monotonic()
         self._begun = self._started  # of answering
         self._status: dict[str, str] = {}
@@ -61,26 +62,31 @@ class Progress:
                 self._bars.update(self._rows[model], total=1, completed=1)
         self._every(lambda: f"model {model}: {status}")
 
-    def start(self, totals: Mapping[str, int]) -> None:
-        """Answering begins: questions to compute per task."""
-        self._totals = dict(totals)
+    def start(self, totals: Mapping[str, int], until: float | None = None) -> None:
+        """Answering begins: questions to compute per task; until: epoch seconds at which it stops all the same."""
+        self._totals, self._until = dict(totals), until
         self._begun = self._line = time.monotonic()
         for task, total in totals.items():
+            if task in self._rows:
+                self._bars.remove_task(self._rows[task])
             self._rows[task] = self._bars.add_task(task, total=total, rate="")
         self.note("answering " + ", ".join(f"{n} {task}" for task, n in totals.items()))
 
-    def update(self, done: Mapping[str, list[float]]) -> None:
-        """done: per task questions finished, their summed seconds, and how many failed."""
+    def update(self, done: Mapping[tuple[str, bool], int]) -> None:
+        """done: questions finished per (task, whether it failed)."""
         seconds = max(time.monotonic() - self._begun, 1e-9)
-        counts = {task: min(int(done.get(task, [0])[0]), total) for task, total in self._totals.items()}
+        finished = {task: sum(n for (t, _), n in done.items() if t == task) for task in self._totals}
+        counts = {task: min(finished[task], total) for task, total in self._totals.items()}
+        failed = sum(n for (_, lost), n in done.items() if lost)
         for task, count in counts.items():
             self._bars.update(self._rows[task], completed=count, rate=f"{count / seconds:.1f}/s")
-        self._every(lambda: self._summary(counts, done, seconds))
+        self._every(lambda: self._summary(counts, failed, seconds))
 
-    def _summary(self, counts: Mapping[str, int], done: Mapping[str, list[float]], seconds: float) -> str:
+    def _summary(self, counts: Mapping[str, int], failed: int, seconds: float) -> str:
         answered, total = sum(counts.values()), sum(self._totals.values())
-        failed = sum(int(v[2]) for v in done.values())
         left = f"{(total - answered) * seconds / answered:.0f} s left" if answered else "time left unknown"
+        if self._until is not None:
+            left += f", {max(0, self._until - time.time()):.0f} s to the deadline"
         parts = ", ".join(f"{task} {n}/{self._totals[task]}" for task, n in counts.items())
         return f"{answered}/{total} questions, {answered / seconds:.1f}/s, {left} ({parts}; {failed} failed)"
 

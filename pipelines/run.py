@@ -1,39 +1,44 @@
 """The steps of a run, in order: read, plan, replay what is stored, infer what is missing, write."""
 
 import argparse
-import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from ensemble import manifest, report
 from ensemble.config import RunConfig
 from ensemble.errors import ConfigError, EngineError, InputError, StoreError
-from ensemble.files import output_error, write_json
+from ensemble.files import location, lock_file, output_error, remove_tree, write_json
 from ensemble.grading import check_metrics
 from ensemble.load import load_config
 from ensemble.names import unknown
-from ensemble.outputs import write_errors, write_results
+from ensemble.outputs import Written, write_errors
 from ensemble.plan import Plan, describe_members, make_plan, replay
-from ensemble.questions import parse_question
-from ensemble.read import InputSummary, find_inputs, iter_blocks, read_questions
-from ensemble.records import TASKS, Gold, RowError
-from ensemble.rows import iter_rows
+from ensemble.read import InputSummary, iter_blocks, read_questions
+from ensemble.records import TASKS, RowError
+from ensemble.relative import check_baseline
+from ensemble.rouge import check_words
 from ensemble.store import open_store
+from ensemble.tally import Tally
+from ensemble.trained import prompt_warnings
 from pipelines import cli, summary
+from pipelines.deadline import Deadline, Saver
 from pipelines.progress import Progress
+from pipelines.results import Results, check_outside, read_outside
 
 
-def solve(options: argparse.Namespace) -> int:
+def solve(options: argparse.Namespace, started: float) -> int:
+    """started: epoch seconds, from which a deadline counts."""
     clock = Clock()
     config = load_config(options.config, cli.overrides(options))
     _check(config, options)
-    folder = _writable(Path(config.output))
+    folder = _writable(location(config.output))
     errors: list[RowError] = []
     with ExitStack() as held:
         # A dry run may look at what another run is writing, so it keeps its own notes; a real one has the folder alone.
@@ -43,51 +48,46 @@ def solve(options: argparse.Namespace) -> int:
             scratch = folder
             _lock(folder, held)
         progress = held.enter_context(Progress())
-        try:
-            read = read_questions(config.input or "", scratch / "questions", cli.selection(options), errors.append)
-        except InputError:
-            write_errors(folder / "errors.jsonl", errors)
-            raise
-        for error in errors[:5]:
-            progress.warn(f"{error.file}:{error.line}: {error.message}")
-        if len(errors) > 5:
-            progress.warn(f"{len(errors) - 5} more bad rows are in {folder / 'errors.jsonl'}")
-        if read.missing_ids:
-            progress.warn(f"--ids: no row has id {', '.join(read.missing_ids[:5])}")
+        read = _read(config, options, scratch, folder, errors, progress)
         clock.lap("read")
         plan = make_plan(_covering(config, read), list(read.by_task))
-        gold = read_gold(options.gold) if options.gold else None
+        for warning in prompt_warnings(config, read.by_task):
+            progress.warn(warning)
         if options.fresh:
-            shutil.rmtree(scratch / "fresh-store", ignore_errors=True)
-        store = _store(scratch / "fresh-store" if options.fresh else Path(config.store.path))
-        missing = _counted(plan, store, read)
-        clock.lap("plan")
+            remove_tree(scratch / "fresh-store")
+        store = _store(scratch / "fresh-store" if options.fresh else location(config.store.path))
         if options.dry_run:
-            summary.print_plan(plan, read, missing, store, folder)
+            summary.print_plan(plan, read, _missing(plan, store, read), store, folder)
             return cli.OK
+        outside = read_outside(options.gold, options.overlay, options.baseline)
+        results = Results(folder, plan, store, read.blocks, outside, partial=options.deadline is not None)
+        check_outside(results)
         describe_members(plan, store)
+        missing, written = _look(results)
+        clock.lap("plan")
         stored = read.rows - missing.total()
         progress.note(f"{read.rows} questions, {stored} answered from the store, {missing.total()} to compute")
-        inference = stopped = None
+        tally, stopped, deadline = Tally(), None, None
+        if options.deadline is not None:
+            deadline = Deadline(options.deadline, started + options.deadline, clock.seconds["plan"])
         if missing:
-            from pipelines.infer import infer
-
-            try:
-                inference = infer(plan, str(store), read.blocks, missing, progress)
-            except (EngineError, StoreError) as e:  # what was answered until then is written all the same
-                stopped = (type(e).__name__, str(e))
-                progress.warn(f"the run stopped: {e}")
+            stopped = _infer(results, str(store), missing, progress, tally, deadline)
         clock.lap("infer")
-        decided = replay(plan, store, iter_blocks(read.blocks))
-        written = write_results(folder, plan, decided, inference.errors if inference else {}, gold, stopped)
-        if gold is not None and written.gold_matched < read.rows:
+        if written is None or missing:
+            written = results.write(tally, stopped)
+        if outside.gold is not None and written.gold_matched < read.rows:
             progress.warn(f"{options.gold}: has gold for {written.gold_matched} of {read.rows} questions, joined by id")
         write_errors(folder / "errors.jsonl", [*errors, *written.failed])
         clock.lap("write")
-        facts = manifest.build(plan, read, missing, inference, written, clock.seconds, store, sys.argv)
+        seconds = clock.seconds | ({"inference": tally.seconds} if tally.seconds else {})
+        facts = manifest.build(plan, read, missing, tally, written, seconds, store, sys.argv)
+        if deadline is not None:
+            facts["deadline"] = deadline.kept(written, time.time())
         write_json(folder / "manifest.json", facts)
-        report.write(folder / "report.html", plan, read, written, facts, [*errors, *written.failed])
+        report.write(folder / "report.html", plan, read, written, facts, [*errors, *written.failed], written.digest)
     summary.print_results(read, written, facts, folder, errors)
+    if options.bell:
+        print("\a", end="", file=sys.stderr)
     return cli.SOME_FAILED if errors or written.failed else cli.OK
 
 
@@ -95,7 +95,7 @@ class Clock:
     """Seconds of each step."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, Any] = {}
         self._last = time.monotonic()
 
     def lap(self, name: str) -> None:
@@ -104,40 +104,72 @@ class Clock:
         self._last = now
 
 
-def count_missing(plan: Plan, store: Path, read: InputSummary) -> Counter[str]:
-    """Questions per task that the store cannot decide."""
-    return Counter(q.task for q, decision in replay(plan, store, iter_blocks(read.blocks)) if decision is None)
-
-
-def read_gold(spec: str) -> dict[int | str, Gold]:
-    """Gold answers by id out of a file of the question format. Raises InputError."""
-    gold: dict[int | str, Gold] = {}
-    for path in find_inputs(spec):
-        for line, row in iter_rows(path):
-            if isinstance(row, InputError):
-                raise InputError(f"{path}:{line}: {row}")
-            try:
-                question = parse_question(row, 0, str(path), line)
-            except InputError as e:
-                raise InputError(f"{path}:{line}: {e}") from None
-            if question.gold is not None:
-                gold[question.id] = question.gold
-    if not gold:
-        raise InputError(f"{spec}: no row has a gold answer (answer or summary)")
-    return gold
-
-
-def _counted(plan: Plan, store: Path, read: InputSummary) -> Counter[str]:
+def _read(
+    config: RunConfig,
+    options: argparse.Namespace,
+    scratch: Path,
+    folder: Path,
+    errors: list[RowError],
+    progress: Progress,
+) -> InputSummary:
+    """Checks the input into blocks and tells of bad rows."""
     try:
-        return count_missing(plan, store, read)
+        read = read_questions(config.input or "", scratch / "questions", cli.selection(options), errors.append)
+    except InputError:
+        write_errors(folder / "errors.jsonl", errors)
+        raise
+    for error in errors[:5]:
+        progress.warn(f"{error.file}:{error.line}: {error.message}")
+    if len(errors) > 5:
+        progress.warn(f"{len(errors) - 5} more bad rows are in {folder / 'errors.jsonl'}")
+    if read.missing_ids:
+        progress.warn(f"--ids: no row has id {', '.join(read.missing_ids[:5])}")
+    return read
+
+
+def _look(results: Results) -> tuple[Counter[str], Written | None]:
+    missing: Counter[str] = Counter()
+    try:
+        written = results.look(missing)
     except StoreError as e:  # nothing was started yet
         raise ConfigError(str(e)) from None
+    return missing, written
+
+
+def _missing(plan: Plan, store: Path, read: InputSummary) -> Counter[str]:
+    """Questions per task that the store cannot decide."""
+    try:
+        return Counter(q.task for q, decision in replay(plan, store, iter_blocks(read.blocks)) if decision is None)
+    except StoreError as e:
+        raise ConfigError(str(e)) from None
+
+
+def _infer(
+    results: Results,
+    store: str,
+    missing: Counter[str],
+    progress: Progress,
+    tally: Tally,
+    deadline: Deadline | None,
+) -> tuple[str, str] | None:
+    """Asks the models. Type and message of what kept questions from being asked."""
+    from pipelines.infer import infer
+
+    try:
+        with ExitStack() as saving:
+            if deadline is not None:
+                saving.enter_context(Saver(lambda: results.write(tally, deadline.unreached()), deadline.writing))
+            infer(results.plan, store, results.blocks, missing, progress, tally, deadline)
+    except (EngineError, StoreError) as e:  # what was answered until then is written all the same
+        progress.warn(f"the run stopped: {e}")
+        return type(e).__name__, str(e)
+    return deadline.unreached() if deadline else None
 
 
 def _lock(folder: Path, held: ExitStack) -> None:
     """Until `held` closes no other run writes to the folder. Raises ConfigError where one does."""
     try:
-        held.enter_context(FileLock(folder / ".lock", timeout=0))
+        held.enter_context(FileLock(lock_file(folder), timeout=0))
     except Timeout:
         raise ConfigError(f"another run is writing to {folder}: wait for it, or give another --output") from None
 
@@ -150,6 +182,8 @@ def _check(config: RunConfig, options: argparse.Namespace) -> None:
     for task, plan in config.tasks.items():
         if plan.metrics is not None:
             check_metrics(task, plan.metrics)
+        check_words(plan.rouge_words)
+    check_baseline(config)
 
 
 def _covering(config: RunConfig, read: InputSummary) -> RunConfig:

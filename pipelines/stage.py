@@ -1,11 +1,9 @@
-"""The Ray Data stage: blocks of questions in, small outcome rows out; scores go straight to the store."""
+"""The Ray Data stage: items of work in, their tallies out; scores go straight to the store."""
 
 import asyncio
-import json
-import math
 import time
 import traceback
-from pathlib import Path
+from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,16 +12,19 @@ from ensemble import models
 from ensemble.answer import Asker, answer
 from ensemble.config import RunConfig
 from ensemble.errors import QuorumError
-from ensemble.plan import Evidences, Plan, sample_seed
+from ensemble.files import location
+from ensemble.plan import Evidences, Plan, sample_seed, store_hash
 from ensemble.prompts import Prompter, load_tokenizer
 from ensemble.read import iter_blocks
 from ensemble.records import Decision, Question, Sample, Score
 from ensemble.store import StoreWriter
+from ensemble.tally import Tally
 from ensemble.votes import Evidence, Voter
 from pipelines.cluster import EngineClient, enter
+from pipelines.work import Part
 
-FATAL_ROW = -1  # row_index of an outcome that ends the run
 REPEAT_EVERY = 100  # of the input's rows, one is asked twice to measure drift
+BOARD_SECONDS = 0.5  # between two reports to the live view
 
 
 class Job(NamedTuple):
@@ -34,6 +35,8 @@ class Job(NamedTuple):
     engines: dict[str, list[Any]]
     board: Any
     cwd: str
+    first: bool = False  # only as much of each question as makes a decision possible
+    until: float | None = None  # epoch seconds at which nothing more is asked
 
 
 class Solver:
@@ -42,56 +45,67 @@ class Solver:
     def __init__(self, job: Job) -> None:
         enter(job.cwd)
         self._plan, self._job = job.plan, job
-        root = Path(job.store)
+        root = location(job.store)
         self._evidences = Evidences(job.plan, root)
         self._writer = StoreWriter(root, job.plan.config.store.flush_seconds)
         self._clients: dict[tuple[str, str], EngineClient] = {}
         self._askers: dict[str, list[Asker]] = {}
         self._voters: dict[str, Voter] = {}
         self._busy = 0
+        self._done: Counter[tuple[str, bool]] = Counter()  # (task, failed), since the board was told
+        self._told = 0.0
         self._room = asyncio.Semaphore(job.plan.config.ray.questions_in_flight)
 
-    async def solve(self, questions: list[Question]) -> list[dict[str, Any]]:
-        """One outcome a question, in order: row_index, task, error (null or type and message), drift, usage."""
+    async def solve(self, questions: list[Question]) -> Tally:
+        """Answers the questions, starting in the order given."""
+        tally = Tally()
         self._busy += 1
         try:
-            known = list(self._evidences(questions))
-            outcomes = await asyncio.gather(*(self._bounded(question, evidence) for question, evidence in known))
+            await asyncio.gather(*(self._bounded(q, known, tally) for q, known in self._evidences(questions)))
         finally:
             self._busy -= 1
             # Ray Data ends an actor without a word. Whenever nothing is in flight, everything is on disk.
             if self._busy == 0:
                 self._writer.flush()
-        usage: dict[str, dict[str, dict[str, int]]] = {}
+                self._tell()
         for (task, member), client in self._clients.items():
-            usage.setdefault(task, {})[member] = client.usage.take()
-        outcomes[0]["usage"] = json.dumps(usage)
-        return outcomes
+            tally.usage.setdefault(task, {})[member] = Counter(client.usage.take())
+        return tally
 
-    async def _bounded(self, question: Question, evidence: list[Evidence]) -> dict[str, Any]:
+    async def _bounded(self, question: Question, evidence: list[Evidence], tally: Tally) -> None:
         async with self._room:
-            return await self._one(question, evidence)
+            await self._one(question, evidence, tally)
 
-    async def _one(self, question: Question, evidence: list[Evidence]) -> dict[str, Any]:
-        started = time.time()
-        outcome = blank_outcome(question.row_index, question.task) | {"started": started}
+    async def _one(self, question: Question, evidence: list[Evidence], tally: Tally) -> None:
+        until, started, failed = self._job.until, time.time(), False
+        if until is not None and started >= until:
+            tally.left += 1
+            return
+        voter = self._voters.setdefault(question.task, self._plan.voter(question.task))
         try:
-            voter = self._voters.setdefault(question.task, self._plan.voter(question.task))
-            if isinstance(voter.next(question, evidence), Decision):
-                return outcome
-            outcome["computed"] = True
-            askers = self._askers_of(question.task)
-            decision = await answer(question, voter, askers, evidence, self._record)
-            if decision.letter_mass is not None:
-                outcome["letter_mass"] = decision.letter_mass
-            if question.row_index % REPEAT_EVERY == 0 and decision.scores is not None:
-                outcome["drift"] = await self._drift(question, voter, askers, decision)
+            if not (voter.first if self._job.first else voter.missing)(question, evidence):
+                return
+            tally.computed += 1
+            async with asyncio.timeout(None if until is None else until - started):
+                await self._ask(question, evidence, voter, tally)
+        except TimeoutError:
+            tally.left += 1
         except Exception as e:  # whatever it is, the other questions go on
-            outcome |= {"error_type": type(e).__name__, "error_message": _message(e)}
+            tally.errors[question.row_index] = type(e).__name__, _message(e)
+            failed = True
         self._writer.flush_if_due()
-        outcome["ended"] = time.time()
-        self._job.board.add.remote(question.task, outcome["ended"] - started, bool(outcome["error_type"]))
-        return outcome
+        tally.answered(question, started, time.time())
+        self._done[question.task, failed] += 1
+        if time.time() - self._told >= BOARD_SECONDS:
+            self._tell()
+
+    async def _ask(self, question: Question, evidence: list[Evidence], voter: Voter, tally: Tally) -> None:
+        askers = self._askers_of(question.task)
+        decision = await answer(question, voter, askers, evidence, self._record, self._job.first)
+        if decision.letter_mass is not None:
+            tally.letter_mass[question.task] = min(decision.letter_mass, tally.letter_mass.get(question.task, 1.0))
+        if question.row_index % REPEAT_EVERY == 0 and decision.scores is not None and self._job.until is None:
+            tally.drift.append(await self._drift(question, voter, askers, decision))
 
     async def _drift(self, question: Question, voter: Voter, askers: list[Asker], first: Decision) -> float:
         """Largest difference of a normalised log-probability when the same question is asked again."""
@@ -101,7 +115,14 @@ class Solver:
         return float(np.abs(np.subtract(first.scores, again.scores)).max())
 
     def _record(self, member: int, question: Question, value: Score | Sample) -> None:
-        self._writer.add(self._plan.tasks[question.task][member].key, question.hash, value)
+        planned = self._plan.tasks[question.task][member]
+        self._writer.add(planned.key, store_hash(question, planned), value)
+
+    def _tell(self) -> None:
+        """The live view hears of many questions at a time."""
+        if self._done:
+            self._job.board.add.remote(self._done)
+        self._done, self._told = Counter(), time.time()
 
     def _askers_of(self, task: Any) -> list[Asker]:
         """Made at a task's first question: a run without summaries loads no tokenizer for them."""
@@ -133,21 +154,6 @@ def tokenizer(name: str, config: RunConfig) -> Any:
     return _tokenizers[name]
 
 
-def blank_outcome(row_index: int, task: str) -> dict[str, Any]:
-    return {
-        "row_index": row_index,
-        "task": task,
-        "computed": False,
-        "error_type": "",
-        "error_message": "",
-        "drift": math.nan,
-        "letter_mass": math.nan,
-        "usage": "",
-        "started": math.nan,
-        "ended": math.nan,
-    }
-
-
 def _message(error: Exception) -> str:
     """One line; of an error that nobody foresaw also where it was raised."""
     text = " ".join(str(error).split())[:500]
@@ -158,22 +164,47 @@ def _message(error: Exception) -> str:
 
 
 class Stage:
-    """Ray Data's callable: the path of a block in, outcome columns out. Several blocks are in flight in one actor."""
+    """Ray Data's callable: items (lists of parts) in, tallies out. Several items are in flight in one actor."""
 
     def __init__(self, job: Job) -> None:
-        self._solver = Solver(job)
+        self._solver, self._until = Solver(job), job.until
 
     async def __call__(self, batch: Any) -> Any:
         import pyarrow as pa
 
+        (item,) = batch["item"].to_pylist()
         try:
-            (questions,) = iter_blocks(batch["block"].to_pylist())
-            outcomes = await self._solver.solve(questions)
+            tally = await self._solver.solve(questions_of([Part(**part) for part in item]))
         except Exception as e:  # a row, because an exception loses its type on its way through Ray Data
-            outcomes = [blank_outcome(FATAL_ROW, "") | {"error_type": type(e).__name__, "error_message": _message(e)}]
-        return pa.Table.from_pylist(outcomes)
+            tally = Tally(fatal=(type(e).__name__, _message(e)))
+        return pa.table({"tally": [tally.to_json()]})
 
 
-def preflight(job: Job, questions: list[Question]) -> list[dict[str, Any]]:
-    """Outcomes of one real question per task, before anything else runs; untimed, they wait for the engines."""
-    return [o | {"started": math.nan} for o in asyncio.run(Solver(job).solve(questions))]
+def questions_of(parts: list[Part]) -> list[Question]:
+    """The questions of an item in the order in which to start them."""
+    found: list[Question] = []
+    for part, block in zip(parts, iter_blocks(part.block for part in parts), strict=True):
+        if part.rows is None:  # the longest first, so that none of them is alone at work in the end
+            found += sorted(block, key=_size, reverse=True)
+        else:
+            by_row = {question.row_index: question for question in block}
+            found += [by_row[row] for row in part.rows]
+    return found
+
+
+def _size(question: Question) -> int:
+    return len(question.text) + len(question.context or "")
+
+
+def preflight(job: Job, questions: list[Question]) -> dict[str, Tally]:
+    """Per task the tally of one real question, before anything else runs; untimed, they wait for the engines."""
+
+    async def each() -> dict[str, Tally]:
+        solver = Solver(job)
+        tallies = await asyncio.gather(*(solver.solve([question]) for question in questions))
+        return {question.task: tally for question, tally in zip(questions, tallies, strict=True)}
+
+    tallies = asyncio.run(each())
+    for tally in tallies.values():
+        tally.spans, tally.slowest = {}, []
+    return tallies

@@ -4,6 +4,8 @@ python pipelines/store.py ls runs/store
 python pipelines/store.py verify runs/store
 python pipelines/store.py gc runs/store                        (not while a run uses it)
 python pipelines/store.py export runs/store KEY out.parquet
+
+The store and the exported file may be in an object store: s3://bucket/store, gs://bucket/store.
 """
 
 import argparse
@@ -14,20 +16,21 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project, not pipelines/
 
 from ensemble.errors import ConfigError
+from ensemble.files import location
 from ensemble.names import unknown
-from ensemble.store import KINDS, Kind, compact, export, open_store, segments, verify
+from ensemble.store import KINDS, Kind, compact, export, is_store, open_store, segments, verify
 from pipelines import cli
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["ls", "verify", "gc", "export"])
-    parser.add_argument("store", type=Path, help="folder of the store (store.path of the run config)")
+    parser.add_argument("store", help="folder of the store (store.path of the run config)")
     parser.add_argument("key", nargs="?", help="export: the member's key, as ls prints it")
-    parser.add_argument("file", nargs="?", type=Path, help="export: Parquet file to write")
+    parser.add_argument("file", nargs="?", help="export: Parquet file to write")
     options = parser.parse_args()
-    if not (options.store / "schema.json").is_file():
-        raise ConfigError(f"{options.store} is no score store (it has no schema.json)")
+    if not is_store(options.store):
+        raise ConfigError(f"{options.store} is no score store (it has no schema.json); give a run config's store.path")
     root = open_store(options.store)
     if options.command == "export":
         return _export(root, options.key, options.file)
@@ -51,18 +54,18 @@ def main() -> int:
     return cli.SOME_FAILED if broken else cli.OK
 
 
-def _export(root: Path, key: str | None, file: Path | None) -> int:
+def _export(root: Path, key: str | None, file: str | None) -> int:
     keys = {k: kind for kind, k in _members(root)}
     if key is None or file is None:
         raise ConfigError("export needs a member's key and a file: store.py export STORE KEY out.parquet")
     if key not in keys:
         raise ConfigError(unknown("member key", key, keys))
-    print(f"{export(root, keys[key], key, file)} rows in {file}")
+    print(f"{export(root, keys[key], key, location(file))} rows in {file}")
     return cli.OK
 
 
 def _members(root: Path) -> list[tuple[Kind, str]]:
-    return [(kind, folder.name) for kind in KINDS for folder in sorted((root / kind).glob("*")) if folder.is_dir()]
+    return [(kind, key) for kind in KINDS for key in sorted({p.parent.name for p in (root / kind).glob("*/*.parquet")})]
 
 
 def _name(root: Path, key: str) -> str:

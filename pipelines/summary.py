@@ -8,11 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ensemble import memory
 from ensemble.outputs import Written
 from ensemble.plan import Plan, PlannedMember
-from ensemble.prompts import Renderer
 from ensemble.read import InputSummary, iter_blocks
 from ensemble.records import Question, RowError, Task
+from ensemble.render import Renderer
 from ensemble.votes import ORDERS
 
 SAMPLE = 50  # questions of a task from which the plan estimates
@@ -42,6 +43,8 @@ def print_plan(plan: Plan, read: InputSummary, missing: Counter[str], store: Pat
         console.print(
             f"model {name}: {origin}, {model.dtype}, {plan.devices[name]}, context {model.context_length}; {state}"
         )
+        for line in memory.lines(model, plan.devices[name]):
+            console.print(f"  {line}", soft_wrap=True, highlight=False)
     console.print(f"store {store}\noutput {folder}", soft_wrap=True)
     if read.bad:
         console.print(f"{read.bad} bad rows will be left out (errors.jsonl)")
@@ -109,6 +112,8 @@ def print_results(
         cells = (str(n), str(written.answered[task]), f"{usage['seconds']:.1f}", f"{tokens:,}")
         table.add_row(task, *cells, scores or "no gold")
     console.print(table)
+    if relative := facts.get("relative"):
+        console.print(relative_line(relative), soft_wrap=True, highlight=False)
     questions = facts["questions"]
     total = sum(v for v in facts["seconds"].values() if isinstance(v, float))
     console.print(
@@ -118,3 +123,11 @@ def print_results(
         f"{questions['cut']} inputs cut\nresults in {folder}/ (open report.html)",
         soft_wrap=True, highlight=False,
     )  # fmt: skip
+
+
+def relative_line(scores: Mapping[str, Any]) -> str:
+    """Such as `relative to the baseline 3.29412 = accuracy 0.39000/0.17000 + rouge2_char 0.06000/0.06000`."""
+    tasks = scores["tasks"].values()
+    terms = [f"{t['metric']} {t['mean']:.5f}/{t['baseline']:.5f}" for t in tasks if t["ratio"] is not None]
+    skipped = [f"; {task} left out, its baseline is 0" for task, t in scores["tasks"].items() if t["ratio"] is None]
+    return f"relative to the baseline {scores['total']:.5f} = {' + '.join(terms)}{''.join(skipped)}"

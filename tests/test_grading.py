@@ -85,6 +85,17 @@ def test_grade(
     assert grade(task, prediction, gold, metrics) == expected
 
 
+def test_words_are_for_rouge_alone() -> None:
+    metrics = ["rouge1", "rouge2", "rougeL", "rouge2_char", "f1"]
+    # characters: 東 京 都 | 京 都; rouge2_char: {東京, 京都} | {京都}; f1: two words that differ
+    assert grade("summarization", "東京都", ("京都", "猫"), metrics, "characters") == pytest.approx(
+        {"rouge1": 4 / 5, "rouge2": 2 / 3, "rougeL": 4 / 5, "rouge2_char": 2 / 3, "f1": 0}
+    )
+    assert grade("summarization", "東京都", ("京都",), ["rouge1", "rouge2_char"]) == pytest.approx(
+        {"rouge1": 0, "rouge2_char": 2 / 3}
+    )
+
+
 @given(TEXTS, st.lists(TEXTS.filter(bool), min_size=1, max_size=3))
 def test_no_answer_beats_the_reference_itself(prediction: str, references: list[str]) -> None:
     for reference in references:
@@ -122,6 +133,17 @@ def test_summary_has_tasks_and_groups() -> None:
         ("multiple_choice/art", "accuracy"): (0, 1),
         ("multiple_choice/law", "accuracy"): (1, 2),
     }
+
+
+def test_letter_mass_is_summed_up_with_and_without_gold() -> None:
+    grades = GradeBook()
+    grades.add("multiple_choice", "law", {"accuracy": 1.0}, 0.5)
+    grades.add("multiple_choice", None, None, letter_mass=1.0)
+    grades.add("multiple_choice", None, {"accuracy": 0.0}, None)
+    summary = grades.summary(seed=0)
+    assert summary["multiple_choice"]["letter_mass"] == {"mean": 0.75, "ci_low": 0.5, "ci_high": 1.0, "n": 2}
+    assert summary["multiple_choice"]["accuracy"]["n"] == 2
+    assert summary["multiple_choice/law"]["letter_mass"]["mean"] == 0.5
 
 
 def test_summary_of_nothing() -> None:

@@ -1,9 +1,16 @@
 """Metrics of one text against another, against numbers worked out by hand."""
 
+import json
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
 
+from ensemble import rouge
+from ensemble.errors import ConfigError
 from ensemble.metrics import (
     accuracy,
     exact_match,
@@ -17,6 +24,7 @@ from ensemble.metrics import (
     rougeL,
 )
 
+ROUGES = (rouge1, rouge2, rougeL)
 SENTENCES = st.lists(st.sampled_from(["the", "a", "cat", "cats", "Sat", "down.", "18", "猫"]), max_size=8).map(" ".join)
 
 
@@ -140,6 +148,99 @@ def test_f1_is_symmetric_and_from_precision_and_recall(prediction: str, referenc
 def test_rouge(prediction: str, reference: str, one: float, two: float, longest: float) -> None:
     scores = [metric(prediction, reference) for metric in (rouge1, rouge2, rougeL)]
     assert scores == pytest.approx([one, two, longest])
+
+
+@pytest.mark.parametrize(
+    ("words", "prediction", "reference", "one", "two", "longest"),
+    [
+        # 東 京 都 | 京 都: 2 common characters of 3 and 2; pairs 東京 京都 | 京都: 1 of 2 and 1
+        ("characters", "東京都", "京都", 4 / 5, 2 / 3, 4 / 5),
+        # counted: 猫 が 猫 が | 猫 が: 2 of 4 and 2; 猫が が猫 猫が | 猫が: 1 of 3 and 1
+        ("characters", "猫が\u3000猫が", "猫が", 4 / 6, 2 / 4, 4 / 6),
+        # width, case and white space are no difference; 、 is a character: e u 、 1 | e u 1: 3 of 4 and 3;
+        # eu u、 、1 | eu u1: 1 of 3 and 2; the longest common subsequence is e u 1
+        ("characters", "ＥＵ、\n1", "eu １", 6 / 7, 2 / 5, 6 / 7),
+        ("characters", "", "猫", 0.0, 0.0, 0.0),
+        # 関西 国際 空港 へ 行く た | 関西 空港 へ 行く: 4 of 6 and 4, also in order; 空港へ and へ行く are 2 of 5 and 3
+        ("sudachi", "関西国際空港へ行った。", "関西空港へ行く", 8 / 10, 4 / 8, 8 / 10),
+        # 打込む is a spelling of 打ち込む, and punctuation does not count: 打つ 込む twice
+        ("sudachi", "「打込む」！", "打ち込む", 1.0, 1.0, 1.0),
+        ("sudachi", "。、", "。、", 0.0, 0.0, 0.0),
+    ],
+)
+def test_rouge_of_japanese(
+    words: rouge.Words, prediction: str, reference: str, one: float, two: float, longest: float
+) -> None:
+    scores = [metric(prediction, reference, words) for metric in ROUGES]
+    assert scores == pytest.approx([one, two, longest])
+
+
+class Spaces:
+    def tokenize(self, text: str) -> list[str]:
+        return text.split()
+
+
+def peer_scores(scorer: RougeScorer, prediction: str, reference: str) -> list[float]:
+    found = scorer.score(target=reference, prediction=prediction)
+    return [found[name].fmeasure for name in ("rouge1", "rouge2", "rougeL")]
+
+
+@given(SENTENCES, SENTENCES)
+def test_rouge_of_english_is_rouge_score(prediction: str, reference: str) -> None:
+    peer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    ours = [metric(prediction, reference) for metric in ROUGES]
+    assert ours == pytest.approx(peer_scores(peer, prediction, reference))
+
+
+@pytest.mark.parametrize("words", ["characters", "sudachi"])
+def test_rouge_of_japanese_articles_is_rouge_score_on_the_same_tokens(words: rouge.Words, data: Path) -> None:
+    rows = [json.loads(line) for line in (data / "xlsum_ja_validation.jsonl").read_text("utf-8").splitlines()[:20]]
+    peer = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=Spaces())
+    for row in rows:
+        lead = row["text"][:120]
+        ours = [metric(lead, row["answer"], words) for metric in ROUGES]
+        spaced = [" ".join(rouge.tokens(text, words)) for text in (lead, row["answer"])]
+        assert ours == pytest.approx(peer_scores(peer, *spaced))
+
+
+def test_the_lead_of_a_japanese_article_shares_pairs_with_its_summary(data: Path) -> None:
+    rows = [json.loads(line) for line in (data / "xlsum_ja_validation.jsonl").read_text("utf-8").splitlines()[:20]]
+    for row in rows:
+        lead, gold = (text.replace(" ", "").replace("\u3000", "") for text in (row["text"][:120], row["answer"]))
+        pairs = [gold[i : i + 2] for i in range(len(gold) - 1)]
+        left, common = list(pairs), 0
+        for i in range(len(lead) - 1):
+            if lead[i : i + 2] in left:
+                left.remove(lead[i : i + 2])
+                common += 1
+        # Width and case, which `characters` does not tell apart, change little here.
+        assert rouge2(lead, gold, "characters") == pytest.approx(2 * common / (len(lead) - 1 + len(pairs)), abs=0.02)
+    assert all(rouge1(row["text"][:120], row["answer"], "sudachi") > 0.05 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "length"), [("", "abc", 0), ("abc", "abc", 3), ("abcbdab", "bdcaba", 4), ("xaxbxc", "abc", 3)]
+)
+def test_longest_common_subsequence(a: str, b: str, length: int) -> None:
+    assert rouge.longest_common_subsequence(a, b) == rouge.longest_common_subsequence(b, a) == length
+
+
+def test_a_text_that_sudachi_refuses_whole_is_split_in_parts() -> None:
+    sentence = "猫が座る。"
+    text = sentence * 15_000  # 225 kB
+    assert rouge.tokens(text, "sudachi") == rouge.tokens(sentence, "sudachi") * 15_000
+    assert len(rouge.tokens("猫" * 30_000, "sudachi")) > 10_000  # no sentence ends
+
+
+@pytest.mark.parametrize("missing", ["sudachipy", "sudachidict_core"])
+def test_without_sudachi_the_cure_is_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rouge._sudachi.cache_clear()
+    rouge.tokens.cache_clear()
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ConfigError, match="pip install sudachipy sudachidict-core, or set rouge_words: characters"):
+        rouge.check_words("sudachi")
+    monkeypatch.undo()
+    rouge.check_words("sudachi")
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from ensemble import models
 from ensemble.config import ROOT, Letter, Member, ModelConfig, Sampling, Shots, Source, Template
 from ensemble.errors import ConfigError, PromptError, TooLongError
-from ensemble.load import read_yaml
-from ensemble.prompts import Prompter, Renderer, cut_span, join_plain
+from ensemble.load import load_config, read_yaml
+from ensemble.prompts import Prompter, cut_span, load_tokenizer
+from ensemble.render import Renderer, join_plain
 from tests.conftest import question
 
 
@@ -24,6 +26,14 @@ def prompter(folder: Path, tpl: Template, context=400, cut="tail", max_tokens=10
     model = ModelConfig(source=Source(path=str(folder)), context_length=context, chat=chat_template is not None)
     member = Member(model="m", template="t", cut=cut, sampling=Sampling(max_tokens=max_tokens), scoring=scoring)
     return Prompter(member, model, tpl, tokenizer), tokenizer
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """The demo model's tokenizer and config; the first call ever converts the model (about 30 s)."""
+    config = load_config(ROOT / "configs/demo.yaml").models["smollm2"]
+    folder = models.prepare("smollm2", config, print, tokenizer_only=True)
+    return load_tokenizer(folder, False), config
 
 
 def test_the_letters_block_is_helms():
@@ -63,6 +73,142 @@ def test_letters_resolve_to_one_token_each_by_content(word_tokenizer):
     asked = p.letters(question("Why", ("x", "y", "z")), (2, 0, 1))
     assert tok.decode(asked.prompt) == "Why z"  # the order shows option 2 first
     assert [tok.decode(c) for c in asked.continuations] == ["B", "C", "A"]  # of options 0, 1, 2
+
+
+def naive_letters(tok, text: str, answers: list[str], special: bool) -> tuple[list[int], list[list[int]]]:
+    """What `letters` must give: each label encoded with its whole prompt, one by one."""
+    prompt = tok(text, add_special_tokens=special)["input_ids"]
+    whole = [tok(text + answer, add_special_tokens=special)["input_ids"] for answer in answers]
+    assert all(ids[: len(prompt)] == prompt and len(ids) == len(prompt) + 1 for ids in whole)
+    return prompt, [ids[len(prompt) :] for ids in whole]
+
+
+@pytest.mark.parametrize("name", ["letters", "chat_letters", "helm_mmlu", "matsuo_choice"])
+def test_letters_are_those_of_the_naive_way(smollm2, name):
+    tok, model = smollm2
+    tpl = template(name)
+    p = Prompter(Member(model="m", template=name, scoring=Letter(method="letter")), model, tpl, tok)
+    renderer = Renderer(name, tpl, "label")
+    for q in (
+        question("Which gas do plants take in?", ("oxygen", "carbon dioxide", "helium"), group="high_school_biology"),
+        question("空の色は何ですか？", ("青", "赤", "白", "黒", "緑")),
+        question("2 + 2 = ?  ", ("4 ", " 5", "'s", "😀")),
+    ):
+        order = tuple(reversed(range(len(q.choices))))
+        turns = renderer.turns(q, order, q.text, q.context, 0)
+        text = join_plain(turns, tpl.separator)
+        if tpl.format == "chat":
+            messages = [{"role": role, "content": content} for role, content in turns[:-1]]
+            text = tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + "Answer:"
+        answers = [renderer.answer(renderer.labels[order.index(i)]) for i in range(len(order))]
+        asked = p.letters(q, order)
+        assert (asked.prompt, asked.continuations) == naive_letters(tok, text, answers, tpl.format != "chat")
+        assert asked.facts.tokens == len(asked.prompt)
+
+
+def words(folder: Path, vocabulary: list[str], begin: str | None = None, end: str | None = None):
+    """A tokenizer with one token a word, spaces apart; words that it does not have are all <unk>."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<unk>", "<s>", "</s>", *vocabulary]
+    tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "isolated")
+    if begin or end:
+        single = " ".join(filter(None, (begin, "$A", end)))
+        tokenizer.post_processor = processors.TemplateProcessing(single, None, [("<s>", 1), ("</s>", 2)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+ASKED = {
+    "letters": ("A", "B"),
+    "numbers": ("1", "2"),
+    ("ア", "イ", "ウ"): ("ア", "イ"),
+    ("１", "２"): ("１", "２"),
+}
+
+
+@pytest.mark.parametrize("labels", ASKED)
+@pytest.mark.parametrize(("begin", "end"), [(None, None), ("<s>", None), ("<s>", "</s>"), (None, "</s>")])
+@pytest.mark.parametrize("chat", [False, True])
+def test_labels_in_every_form_of_prompt(tmp_path, labels, begin, end, chat):
+    tok = words(tmp_path, ["Q", " ", *ASKED[labels]], begin, end)
+    tok.chat_template = "<s> {% for m in messages %}{{ m.content }} {% endfor %}"
+    tpl = Template(question="{{ text }} ", prefill="Q " if chat else "", answer="{{ answer }}", labels=labels)
+    model = ModelConfig(source=Source(path="x"), context_length=256, chat=chat)
+    p = Prompter(Member(model="m", template="t", scoring=Letter(method="letter")), model, tpl, tok)
+    asked = p.letters(question("Q", ("x", "y")), (1, 0))
+    shown = tok.convert_ids_to_tokens(asked.prompt)
+    # One beginning of sequence, the chat template's own or the tokenizer's, and never an end.
+    assert shown == ["<s>", " ", "Q", " ", " ", "Q", " "] if chat else ([begin] if begin else []) + ["Q", " "]
+    assert [tok.convert_ids_to_tokens(c) for c in asked.continuations] == [[x] for x in reversed(ASKED[labels])]
+    assert p.text(question("Q", ("x", "y"))).ids == asked.prompt
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_tokenizer_that_asks_for_truncation_and_padding_still_gives_whole_prompts(tmp_path, chat):
+    tok = words(tmp_path, ["Q", " ", "A", "B"])
+    tok.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    model = ModelConfig(source=Source(path="x"), context_length=256, chat=chat)
+    tpl = Template(question="{{ text }} ", answer="{{ answer }}")
+    p = Prompter(Member(model="m", template="t", scoring=Letter(method="letter")), model, tpl, tok)
+    expected = p.letters(question("Q Q Q", ("x", "y")), (0, 1))
+    tok.backend_tokenizer.enable_truncation(3)
+    tok.backend_tokenizer.enable_padding(length=9)
+    assert p.letters(question("Q Q Q", ("x", "y")), (0, 1)) == expected
+    assert tok.convert_ids_to_tokens(expected.prompt)[:5] == ["Q", " ", "Q", " ", "Q"]
+
+
+def test_tokenizers_written_in_python_do_too(smollm2):
+    tok, model = smollm2
+
+    def slow(text, **options):
+        return tok(text, **options)
+
+    slow.convert_ids_to_tokens = tok.convert_ids_to_tokens
+    member = Member(model="m", template="letters", scoring=Letter(method="letter"))
+    asked = [Prompter(member, model, template("letters"), t).letters(question(), (0, 1, 2, 3)) for t in (tok, slow)]
+    assert asked[0] == asked[1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (("A", "B", "A"), r"labels: \['A', 'B', 'A'\]: give every option a label of its own"),
+        (("A", ""), "that is not blank"),
+        ((), "give every option a label"),
+    ],
+)
+def test_labels_that_cannot_name_options(word_tokenizer, labels, message):
+    with pytest.raises(ConfigError, match=message):
+        prompter(word_tokenizer, Template(question="{{ text }}", labels=labels))
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"labels": ("A", "B")}, 3, r"3 options, and only 2 labels \(A, B\): add labels, or set labels: letters"),
+        ({"labels": ("ア", "イ", "ウ")}, 3, "label 'ア' is not one token.*use labels: letters, or score by cloze"),
+        ({"labels": "numbers"}, 3, r"label '1' is not one token.*set the template's answer: '\{\{ answer \}\}'"),
+        ({"labels": "numbers", "answer": "{{ answer }}"}, 10, "label '10' is not one token.*use labels: letters"),
+        ({"prefill": " ", "answer": "{{ answer }}"}, 3, r"answer: ' \{\{ answer \}\}', and leave out the space"),
+    ],
+)
+def test_labels_that_do_not_fit_name_their_cure(smollm2, changes, options, message):
+    tok, model = smollm2
+    tpl = template("letters").model_copy(update=changes)
+    p = Prompter(Member(model="m", template="t", scoring=Letter(method="letter")), model, tpl, tok)
+    with pytest.raises(PromptError, match=message):
+        p.letters(question("Q?", tuple("abcdefghij"[:options])), tuple(range(options)))
+
+
+def test_labels_without_tokens_of_their_own_are_refused(tmp_path):
+    tok = words(tmp_path, ["Q", " ", "A"])
+    tpl = Template(question="{{ text }} ", answer="{{ answer }}", labels=("ア", "イ"))
+    model = ModelConfig(source=Source(path="x"), context_length=256)
+    p = Prompter(Member(model="m", template="t", scoring=Letter(method="letter")), model, tpl, tok)
+    with pytest.raises(PromptError, match="one token for several of the labels ア, イ: use labels: letters"):
+        p.letters(question("Q", ("x", "y")), (0, 1))
 
 
 @pytest.mark.parametrize(("answer", "named"), [(" {{ answer }}", "not one token"), ("x", "one token for several")])
@@ -160,6 +306,22 @@ def test_a_cut_drops_neighbouring_tokens_around_its_centre(dropped, centre, expe
 
 
 @pytest.mark.parametrize(
+    ("dropped", "centre", "expected"),
+    [
+        (1, 0.3, "a𠮷b"),  # one byte of the character goes with it only if all go
+        (2, 0.5, "a𠮷b"),
+        (4, 0.5, "ab"),
+        (4, 1.0, "a𠮷"),
+        (4, 0.0, "𠮷b"),
+    ],
+)
+def test_a_character_of_several_tokens_stays_whole_and_single(dropped, centre, expected):
+    offsets = [(0, 1), (1, 2), (1, 2), (1, 2), (1, 2), (2, 3)]
+    start, end = cut_span(offsets, dropped, centre)
+    assert "a𠮷b"[:start] + "a𠮷b"[end:] == expected
+
+
+@pytest.mark.parametrize(
     ("source", "message"),
     [("{{ txet }}", "'txet' is undefined.*variables: text"), ("{% if %}", "template x")],
 )
@@ -183,4 +345,4 @@ def test_shots_that_cannot_be_used(tmp_path, content, n, message):
         path.write_text(content)
     renderer = Renderer("x", Template(question="{{ text }}", shots=Shots(file=str(path), n=n)), "label")
     with pytest.raises(ConfigError, match=message):
-        _ = renderer.n_shots
+        renderer.shots(question())

@@ -80,7 +80,7 @@ def test_a_file_whose_name_is_a_glob(tmp_path: Path) -> None:
         ("sub/c.json", "no file or folder matches 'sub/c.json'; did you mean 'sub/c.jsonl'?"),
         ("nothing/like/it", "no file or folder matches 'nothing/like/it'; check the path (from /"),
         ("zzzzzz*", "no file or folder matches 'zzzzzz*'; check the path (from /"),
-        ("empty", "the folder 'empty' holds no *.jsonl or *.json file; name the file or another folder"),
+        ("empty", "the folder 'empty' holds no question file (*.jsonl, *.json, *.parquet, *.csv, *.tsv); name"),
         (" ", "the input is empty; name a file, a folder or a glob"),
         ("x" * 5000, "cannot be read: File name too long; check the path"),
     ],

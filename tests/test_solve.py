@@ -176,7 +176,7 @@ def test_a_question_that_fails_is_reported_and_the_rest_is_answered(sandbox: San
     assert list(by_id) == [0, "bad", "long", "fits"]
     assert by_id["bad"]["error"]["type"] == "EngineError"
     assert by_id["long"]["error"]["type"] == "TooLongError"
-    assert "set cut: tail or head" in by_id["long"]["error"]["message"]
+    assert "set cut: tail, head or middle" in by_id["long"]["error"]["message"]
     assert by_id[0]["error"] is None
     assert [(e["id"], e["line"]) for e in sandbox.read("errors.jsonl")] == [("bad", 2), ("long", 3)]
     submission = json.loads((sandbox.folder / "out/submission.json").read_text())

@@ -51,6 +51,42 @@ def test_round_trip_of_many_rows_over_several_segments(tmp_path):
     assert found[-1] is None
 
 
+def test_a_small_cache_finds_the_same(tmp_path, monkeypatch):
+    root = open_store(tmp_path)
+    writer = StoreWriter(root, 100)
+    for i in range(500):
+        writer.add("m", key(i), a_score(-i))
+        if i % 50 == 49:
+            writer.flush()
+    monkeypatch.setattr("ensemble.store.CACHED_BYTES", 10_000)  # of 10 groups one or two
+    reader = StoreReader(root, "scores", "m")
+    asked = [i * 37 % 500 for i in range(500)]
+    found = reader.scores([key(i) for i in asked])
+    assert all(equal(f, a_score(-i)) for i, f in zip(asked, found, strict=True))
+
+
+@pytest.mark.parametrize("orders", [identity(3), cyclic(3), ()])
+@pytest.mark.parametrize("unconditional", [None, (-1.5, -2.5, -3.5)])
+def test_a_score_comes_back_with_its_types(tmp_path, orders, unconditional):
+    root = open_store(tmp_path)
+    bare = None if unconditional is None else np.array(unconditional, dtype=np.float32)
+    table = np.linspace(-9, -1, 3 * len(orders), dtype=np.float32).reshape(len(orders), 3)
+    value = Score(orders, table, np.array([4, 5, 300], dtype=np.int32), bare, PromptFacts(9, "", 1))
+    writer = StoreWriter(root, 100)
+    writer.add("m", key(1), value)
+    writer.flush()
+    found = StoreReader(root, "scores", "m").scores([key(1)])[0]
+    assert found is not None
+    assert (found.orders, found.prompt) == (orders, value.prompt)
+    assert all(type(p) is int for order in found.orders for p in order)
+    assert (found.logprobs.shape, found.logprobs.dtype) == ((len(orders), 3), np.float32)
+    assert equal(found, value)
+    if bare is None:
+        assert found.unconditional is None
+    else:
+        assert np.array_equal(found.unconditional, bare)
+
+
 def test_samples_are_found_by_seed(tmp_path):
     root = open_store(tmp_path)
     writer = StoreWriter(root, 100)
@@ -59,8 +95,8 @@ def test_samples_are_found_by_seed(tmp_path):
         writer.add("m", key(1), sample)
     writer.flush()
     reader = StoreReader(root, "samples", "m")
-    assert [reader.samples([key(1)], seed)[0] for seed in texts] == list(texts.values())
-    assert reader.samples([key(1)], 99) == [None]
+    assert [reader.samples([key(1)], seed)[0] for seed in texts] == [(text,) for text in texts.values()]
+    assert reader.samples([key(1)], 99) == [()]
 
 
 def test_of_duplicates_the_first_counts_and_new_orders_extend(tmp_path):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ensemble.config import Cloze, Generate, Letter, Member, TaskPlan
+from ensemble.config import Cloze, Generate, Letter, Member, Sampling, TaskPlan
 from ensemble.records import Decision, Sample, Score
 from ensemble.votes import Ask, Voter, cyclic, identity, merge, normalised
 from tests.conftest import question
@@ -142,7 +142,7 @@ def test_merge_keeps_the_first_value_of_an_order():
 )
 def test_generated_texts_are_parsed_by_task(task, choices, text, prediction, answer_text):
     scoring = Generate(method="generate") if task == "multiple_choice" else None
-    d = decide(question(task=task, choices=choices), [member(scoring)], [Sample(text, 3, "stop", 0, 0)])
+    d = decide(question(task=task, choices=choices), [member(scoring)], [(Sample(text, 3, "stop", 0, 0),)])
     assert (d.prediction, d.answer_text) == (prediction, answer_text)
     assert d.scores is None
 
@@ -172,5 +172,71 @@ def test_orders_that_another_run_stored_do_not_show():
 def test_a_generated_number_is_read_by_the_labels_that_were_shown():
     q = question(choices=("2", "3", "1"))
     plan = TaskPlan(members=(member(Generate(method="generate")),))
-    step = Voter(plan, ["m"], 0.0, [str(n) for n in range(1, 27)]).next(q, [Sample("2.", 1, "stop", 0, 0)])
+    step = Voter(plan, ["m"], 0.0, [str(n) for n in range(1, 27)]).next(q, [(Sample("2.", 1, "stop", 0, 0),)])
     assert step.prediction == 1
+
+
+def letters(orders):
+    return member(Letter(method="letter", orders=orders))
+
+
+def pmi():
+    return member(Cloze(method="cloze", normalisation="pmi"))
+
+
+def several(n):
+    return Member(model="m", template="t", sampling=Sampling(samples=n, temperature=0.7))
+
+
+def sample(index, text="4"):
+    return Sample(text, 1, "stop", 0, index)
+
+
+@pytest.mark.parametrize(
+    ("members", "choices", "evidence", "expected"),
+    [
+        ([letters("cyclic")], 3, [None], [Ask(0, identity(3))]),
+        ([letters("cyclic")], 3, [score([[-1.0, -2.0, -3.0]])], []),  # there can be a decision already
+        # cloze sends a sequence per option, letters one for all
+        ([member(Cloze(method="cloze")), letters("cyclic")], 3, [None, None], [Ask(1, identity(3))]),
+        ([pmi()], 2, [None], [Ask(0, identity(2), True)]),
+        ([pmi()], 2, [score([[-1.0, -2.0]])], [Ask(0, (), True)]),  # without the bare options there is no decision
+        ([several(3), several(2)], 0, [None, None], [Ask(0, samples=(0,))]),
+        ([several(3), several(2)], 0, [None, (sample(1),)], []),
+    ],
+)
+def test_a_first_answer_takes_the_least(members, choices, evidence, expected):
+    q = question("How much?", tuple("abc"[:choices]), "multiple_choice" if choices else "math")
+    names = [f"m{i}" for i in range(len(members))]
+    voter = Voter(TaskPlan(members=tuple(members)), names, 0.0)
+    assert voter.first(q, evidence) == expected
+    assert (voter.best(q, evidence) is None) == bool(expected)
+
+
+def test_the_best_decision_so_far_is_that_of_what_was_said():
+    q = question(choices=("a", "b", "c"))
+    rows = np.log([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.2, 0.2, 0.6]])
+    voter = Voter(TaskPlan(members=(letters("cyclic"), letters("identity"))), ["x", "y"], 0.0)
+    two = Score(cyclic(3)[:2], rows[:2].astype(np.float32), np.ones(3, np.int32))
+    found = voter.best(q, [two, None])
+    # geometric means sqrt(.5 .1), sqrt(.3 .2), sqrt(.2 .7)
+    raw = np.sqrt([0.05, 0.06, 0.14])
+    assert np.exp(found.scores) == pytest.approx(raw / raw.sum(), abs=1e-6)
+    assert (found.prediction, found.orders_used) == (2, 2)
+    assert voter.missing(q, [two, None]) == [Ask(0, cyclic(3)[2:]), Ask(1, identity(3))]
+
+
+def test_samples_are_asked_for_by_index():
+    voter = Voter(TaskPlan(members=(several(4),)), ["m"], 0.0)
+    q = question("How much?", (), "math")
+    known = merge(merge(None, sample(2)), sample(0))
+    assert [s.index for s in known] == [0, 2]
+    assert voter.next(q, [known]) == [Ask(0, samples=(1, 3))]
+    assert merge(known, sample(0, "other"))[0].text == "4"  # of the same index the first counts
+
+
+def test_stored_samples_beyond_the_plan_do_not_vote():
+    q = question("How much?", (), "math")
+    voter = Voter(TaskPlan(members=(several(2),)), ["m"], 0.0)
+    stored = tuple(sample(i, text) for i, text in enumerate(["1", "1", "2", "2", "2"]))
+    assert voter.next(q, [stored]).prediction == "1"

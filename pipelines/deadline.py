@@ -1,0 +1,120 @@
+"""Deadline mode: what to do first so that a submission is complete early and gets better until time is up.
+
+Every question is answered once by the cheapest part of its plan. What the plan wants beyond that (orders, members,
+samples) follows by falling promise: the doubt about the answer, divided by the prompts that the rest takes.
+"""
+
+import argparse
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ensemble.outputs import Written
+from ensemble.plan import Evidences, Plan
+from ensemble.read import iter_blocks
+from pipelines.work import Part
+
+WAVES = 20  # of questions of similar promise; within a wave they go block by block
+ITEM_QUESTIONS = 512
+SAVE_SECONDS = 30.0  # between two intermediate submissions, at least
+SAVE_SHARE = 0.05  # of the time may go into writing them
+RESERVE_SECONDS = 6.0  # for stopping the engines and the report, besides the time of writing results
+
+
+class Deadline(NamedTuple):
+    """ends: epoch seconds at which the process is to be done. writing: seconds that writing the results takes."""
+
+    seconds: float
+    ends: float
+    writing: float
+
+    @property
+    def until(self) -> float:
+        """When asking stops, so that the rest of the run fits in."""
+        return self.ends - 1.5 * self.writing - RESERVE_SECONDS
+
+    def unreached(self) -> tuple[str, str]:
+        """The error of a question that was not answered in time."""
+        cure = "a guess is submitted; run the same command again to go on"
+        return "DeadlineError", f"not reached within {self.seconds:g} s; {cure}"
+
+    def kept(self, written: Written, now: float) -> dict[str, object]:
+        """What the deadline left out, for the manifest."""
+        return {
+            "seconds": self.seconds,
+            "seconds_left": round(self.ends - now, 1),
+            "answered_in_full": written.answered.total() - written.partial,
+            "answered_in_part": written.partial,
+            "not_reached": sum(error.type == "DeadlineError" for error in written.failed),
+        }
+
+
+def seconds(text: str) -> float:
+    """`90`, `90s`, `45m`, `2h` or `1h30m` in seconds, for argparse."""
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    total = sum(float(n) * unit for n, unit in zip(match.groups(), (3600, 60, 1), strict=True) if n) if match else 0
+    if total <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time span: write 2h, 45m, 1h30m or 90 (seconds)")
+    return float(total)
+
+
+class Item(NamedTuple):
+    """Work for a stage actor at one time; `tasks` counts its questions."""
+
+    parts: list[Part]
+    tasks: Counter[str]
+
+
+def by_promise(plan: Plan, store: Path, blocks: Sequence[str]) -> list[Item]:
+    """What is still missing of questions that have an answer, the most promising first."""
+    evidences, voters = Evidences(plan, store), {task: plan.voter(task) for task in plan.tasks}
+    rows: list[tuple[int, int, str]] = []  # block, row_index, task
+    promises: list[float] = []
+    for number, block in enumerate(iter_blocks(blocks)):
+        for question, evidence in evidences(block):
+            voter = voters[question.task]
+            decision = voter.best(question, evidence)
+            prompts = sum(ask.prompts for ask in voter.missing(question, evidence))
+            if prompts and decision is not None:
+                doubt = 0.5 if decision.confidence is None else 1 - decision.confidence
+                promises.append(doubt / prompts)
+                rows.append((number, question.row_index, question.task))
+    ranked = np.argsort(-np.array(promises), kind="stable")
+    items = []
+    for wave in np.array_split(ranked, max(1, min(WAVES, len(ranked) // ITEM_QUESTIONS))):
+        inside = [rows[i] for i in sorted(wave.tolist(), key=lambda i: rows[i][0])]  # of a block in falling promise
+        for start in range(0, len(inside), ITEM_QUESTIONS):
+            piece = inside[start : start + ITEM_QUESTIONS]
+            numbers = dict.fromkeys(number for number, _, _ in piece)
+            parts = [Part(blocks[number], [row for n, row, _ in piece if n == number]) for number in numbers]
+            items.append(Item(parts, Counter(task for _, _, task in piece)))
+    return items
+
+
+class Saver:
+    """While open, a thread calls `save` now and then, so that what was reached is on disk as a submission."""
+
+    def __init__(self, save: Callable[[], object], writing: float) -> None:
+        """writing: seconds that a save takes."""
+        self._save, self._pause = save, max(SAVE_SECONDS, writing / SAVE_SHARE)
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._end.wait(self._pause):
+            started = time.monotonic()
+            self._save()
+            self._pause = max(SAVE_SECONDS, (time.monotonic() - started) / SAVE_SHARE)

@@ -1,0 +1,97 @@
+"""A run's results, written by replaying the store: once at the end, and now and then before a deadline."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ensemble.errors import InputError
+from ensemble.outputs import Decided, Outside, Written, write_results
+from ensemble.plan import Plan, replay
+from ensemble.questions import parse_question
+from ensemble.read import find_inputs, iter_blocks
+from ensemble.records import Gold
+from ensemble.relative import BaselineGrades
+from ensemble.rows import iter_rows
+from ensemble.submissions import read_answers, require_common
+from ensemble.tally import Tally
+
+
+class Results(NamedTuple):
+    """What it takes to write predictions, grades and the submission.
+
+    partial: in deadline mode a question is decided by what was said about it until then.
+    """
+
+    folder: Path
+    plan: Plan
+    store: Path
+    blocks: list[str]
+    outside: Outside
+    partial: bool
+
+    def write(self, tally: Tally, stopped: tuple[str, str] | None = None) -> Written:
+        return self._write(self.decided(), tally, stopped)
+
+    def decided(self) -> Iterator[Decided]:
+        return replay(self.plan, self.store, iter_blocks(self.blocks), self.partial)
+
+    def ids(self) -> Iterator[int | str]:
+        return (question.id for block in iter_blocks(self.blocks) for question in block)
+
+    def look(self, missing: Counter[str]) -> Written | None:
+        """Counts per task the questions that lack something. Where none does, or some may, the results are written."""
+
+        def counted() -> Iterator[Decided]:
+            decided = self.decided()
+            for question, decision in decided:
+                if decision is None or decision.partial:
+                    missing[question.task] += 1
+                    if not self.partial:
+                        missing.update(q.task for q, d in decided if d is None)
+                        raise _Incomplete
+                yield question, decision
+
+        try:
+            return self._write(counted(), Tally(), None)
+        except _Incomplete:
+            return None
+
+    def _write(self, decided: Iterable[Decided], tally: Tally, stopped: tuple[str, str] | None) -> Written:
+        return write_results(self.folder, self.plan, decided, tally, self.outside, stopped, guess=self.partial)
+
+
+class _Incomplete(Exception):
+    """The store lacks something: nothing is written yet."""
+
+
+def read_outside(gold: str | None, overlay: str | None, baseline: str | None) -> Outside:
+    """Files named on the command line. Raises InputError where one cannot be used."""
+    paths = (Path(name) if name else None for name in (overlay, baseline))
+    return Outside(read_gold(gold) if gold else None, *paths)
+
+
+def check_outside(results: Results) -> None:
+    """Raises InputError where another submission answers none of the questions, before anything is computed."""
+    if (overlay := results.outside.overlay) is not None:
+        require_common(overlay, read_answers(overlay), results.ids())
+    if (baseline := results.outside.baseline) is not None:
+        BaselineGrades(baseline, results.plan.config).require_common(results.ids())
+
+
+def read_gold(spec: str) -> dict[int | str, Gold]:
+    """Gold answers by id out of a file of the question format. Raises InputError."""
+    gold: dict[int | str, Gold] = {}
+    for path in find_inputs(spec):
+        for line, row in iter_rows(path):
+            if isinstance(row, InputError):
+                raise InputError(f"{path}:{line}: {row}")
+            try:
+                question = parse_question(row, 0, str(path), line)
+            except InputError as e:
+                raise InputError(f"{path}:{line}: {e}") from None
+            if question.gold is not None:
+                gold[question.id] = question.gold
+    if not gold:
+        raise InputError(f"{spec}: no row has a gold answer (answer or summary)")
+    return gold

@@ -1,0 +1,541 @@
+"""The report: what the digest keeps of all rows, the numbers it shows, and a page that is whole, small and escaped."""
+
+import math
+import pickle
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ensemble import charts, figures, report
+from ensemble.config import Letter, Member, RunConfig, TaskPlan, Template
+from ensemble.digest import KEPT, Calibration, Digest, Tally, bin_of, brief, pieces
+from ensemble.grading import GradeBook
+from ensemble.outputs import Written
+from ensemble.plan import Plan
+from ensemble.read import InputSummary
+from ensemble.records import Question, RowError, Task
+
+Rows = list[tuple[Question, dict[str, Any]]]
+METRICS = {
+    "multiple_choice": "accuracy",
+    "math": "numeric_match",
+    "summarization": "rouge1",
+    "generation": "exact_match",
+}
+
+
+def row_of(question: Question, **fields: Any) -> dict[str, Any]:
+    """A line of predictions.jsonl; right where nothing is said."""
+    row: dict[str, Any] = {
+        "id": question.id, "task": question.task, "group": question.group, "prediction": question.gold,
+        "answer_text": "an answer", "confidence": None, "scores": None, "votes": None, "orders_used": 1,
+        "members": ["m/t"], "grade": {METRICS[question.task]: 1.0} if question.gold is not None else None,
+        "error": None, "near_tie": False, "partial": False, "letter_mass": None, "samples": None,
+        "prompt_tokens": 100, "shots_dropped": 0, "cut_tokens": 0, "cut_characters": None,
+    }  # fmt: skip
+    assert fields.keys() <= row.keys()
+    return row | fields
+
+
+def choice(index: int, confidence: float = 0.8, right: bool = True, **fields: Any) -> tuple[Question, dict[str, Any]]:
+    """A multiple-choice row of four options with gold B; a wrong answer is C."""
+    asked = {key: fields.pop(key) for key in ("id", "text", "context", "group", "gold", "choices") if key in fields}
+    asked = {"id": f"q{index}", "text": f"text {index}", "choices": ("ice", "iron", "snow", "gas"), "gold": 1} | asked
+    question = Question(index, "in.jsonl", index + 1, task="multiple_choice", **asked)
+    prediction = 1 if right else 2
+    rest = math.log((1 - confidence) / 3)
+    scores = [round(math.log(confidence) if i == prediction else rest, 4) for i in range(4)]
+    graded = {"grade": {"accuracy": float(right)}} if question.gold is not None else {"grade": None}
+    given = {"prediction": prediction, "confidence": confidence, "scores": scores, "votes": [0, 1, 0, 0], **graded}
+    return question, row_of(question, **given | fields)
+
+
+def text_row(index: int, task: Task, grade: float = 1.0, **fields: Any) -> tuple[Question, dict[str, Any]]:
+    asked = {key: fields.pop(key) for key in ("text", "context", "group") if key in fields}
+    asked = {"text": f"text {index}", "gold": ("a reference",)} | asked
+    question = Question(index, "in.jsonl", index + 1, f"q{index}", task, **asked)
+    return question, row_of(question, **{"prediction": "an answer", "grade": {METRICS[task]: grade}} | fields)
+
+
+def failed(index: int, kind: str = "TooLongError", task: Task = "math", **fields: Any) -> Any:
+    question, row = text_row(index, task, 0.0, **fields)
+    gone = {
+        "prediction": None,
+        "answer_text": None,
+        "error": {"type": kind, "message": f"{kind}: raise context_length"},
+    }
+    return question, row | gone | {"prompt_tokens": 0}
+
+
+def mixed(n: int, seed: int = 0) -> Iterator[tuple[Question, dict[str, Any]]]:
+    """Rows of all tasks with groups, failures, cut inputs, near ties and texts that nothing could be read from."""
+    rng = random.Random(seed)
+    for i in range(n):
+        if i % 97 == 5:
+            yield failed(i, rng.choice(["TooLongError", "EngineError"]))
+        elif i % 4 == 0:
+            unread = {"prediction": None} if i % 52 == 0 else {}
+            yield text_row(i, "math", 0.0 if unread else float(rng.random() < 0.4), **unread)
+        elif i % 4 == 1:
+            text, start = "word " * rng.randint(50, 900), rng.randint(10, 50)
+            cut = {"cut_tokens": 30, "cut_characters": [start, start + 120]} if i % 41 == 0 else {}
+            yield text_row(i, "summarization", rng.random() / 2, text=text, prompt_tokens=len(text) // 5, **cut)
+        else:
+            confidence = round(rng.uniform(0.3, 1), 4)
+            group = rng.choice(["law", "physics", "日本史"])
+            right = rng.random() < (0.2 if group == "law" else confidence)
+            fields = {"near_tie": confidence < 0.32, "letter_mass": round(rng.uniform(0.5, 1), 4)}
+            yield choice(i, confidence, right, group=group, prompt_tokens=rng.randint(20, 900), **fields)
+
+
+def digest_of(rows: Iterable[tuple[Question, dict[str, Any]]], seed: int = 0, **options: Any) -> Digest:
+    digest = Digest(seed, **options)
+    for question, row in rows:
+        digest.add(question, row)
+    return digest
+
+
+def write(path: Path, rows: Rows, errors: list[RowError] | None = None, slowest: Any = (), **more: Any) -> str:
+    """The page for these rows, as a run would write it; `more` replaces parts of the manifest."""
+    book, tasks = GradeBook(), Counter(question.task for question, _ in rows)
+    for question, row in rows:
+        book.add(question.task, question.group, row["grade"])
+    lost = [RowError(q.file, q.line, q.id, **row["error"]) for q, row in rows if row["error"]]
+    digest = digest_of(rows, slowest=slowest)
+    member = Member(model="m", template="t", scoring=Letter(method="letter"))
+    config = RunConfig(tasks={"multiple_choice": TaskPlan(members=(member,))}, templates={"t": Template(question="?")})
+    facts = {
+        "config": {"output": "runs/x", "seed": 0, "models": {"m": {"source": {"hub": "org/m", "path": None}}}},
+        "fingerprint": "f" * 32,
+        "command": ["pipelines/solve.py", "--config", "configs/mine.yaml"],
+        "store": "runs/store",
+        "versions": {"quorum": "abc", "vllm": "0.29.0"},
+        "models": {"m": {"fingerprint": "0", "revision": None, "device": "cpu"}},
+        "questions": {
+            "total": len(rows), "answered": len(rows) - len(lost), "failed": len(lost), "bad_rows": 0,
+            "from_store": 0, "computed": len(rows), "near_ties": sum(row["near_tie"] for _, row in rows),
+        },
+        "seconds": {"read": 1.0, "infer": 9.0, "write": 2.0, "inference": {"engines": 5.0, "solve": 3.0}},
+        "usage": {},
+        "drift": {"repeated": 0},
+    }  # fmt: skip
+    read = InputSummary(len(rows), dict(tasks), {}, 0, 0, 0, 1, [], len(rows), {}, [])
+    answered = Counter(question.task for question, row in rows if not row["error"])
+    nothing = Written._make([None] * len(Written._fields))
+    written = nothing._replace(answered=answered, failed=lost, grades=book.summary(0), digest=digest)
+    report.write(path, Plan(config, {}, {}), read, written, facts | more, [*(errors or []), *lost], digest)
+    return path.read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags, ids, headings, and text outside of scripts and styles."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.ids: list[str] = []
+        self.headings: list[int] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.words: list[str] = []
+        self._within: list[str] = []
+        self.feed(html)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags[tag] += 1
+        self._within.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.ids += [value for name, value in attrs if name == "id"]
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+
+    def handle_data(self, data: str) -> None:
+        if self._within[-1:] not in (["script"], ["style"]):
+            self.words.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._within = self._within[:-1]
+
+
+SECTIONS = {"scores", "confidence", "options", "inputs", "stability", "failures", "slowest"}
+ALWAYS = {"questions", "cost", "examples", "run"}
+
+
+def sections(html: str) -> set[str]:
+    return set(re.findall(r'<h2 id="(\w+)"', html))
+
+
+# ---- numbers
+
+
+def test_intervals_of_rights_and_wrongs_are_wilsons_as_scipy_has_them():
+    for right, n in [(8, 10), (0, 10), (10, 10), (1, 1), (300, 1000)]:
+        tally = Tally()
+        for i in range(n):
+            tally.add(float(i < right))
+        peer = stats.binomtest(right, n).proportion_ci(0.95, method="wilson")
+        assert tally.interval() == pytest.approx((peer.low, peer.high), abs=1e-4)
+
+
+def test_intervals_of_fractions_are_normal_as_scipy_has_them():
+    values = [0.1, 0.25, 0.3, 0.7]
+    tally, halves = Tally(), [Tally(), Tally()]
+    for i, value in enumerate(values):
+        tally.add(value)
+        halves[i % 2].add(value)
+    peer = stats.norm.interval(0.95, np.mean(values), stats.sem(values))
+    assert tally.interval() == pytest.approx(peer, abs=1e-4)
+    halves[0].merge(halves[1])
+    assert halves[0].interval() == pytest.approx(peer, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "index"),
+    [(0, 0), (0.1, 0), (0.1001, 1), (0.2999, 2), (0.3, 2), (0.6, 5), (0.7, 6), (0.7001, 7), (0.95, 9), (1, 9)],
+)
+def test_bins_are_open_below_and_closed_above(confidence: float, index: int):
+    assert bin_of(confidence) == index
+
+
+def test_ece_of_a_case_worked_by_hand():
+    # (0.6, 0.7] has 0.62 and 0.66, one of them right: |0.64 - 0.5| twice. 0.85 is wrong: 0.85. 0.95 is right: 0.05.
+    calibration = Calibration()
+    for confidence, right in [(0.62, 1), (0.66, 0), (0.85, 0), (0.95, 1)]:
+        calibration.add(confidence, right)
+    assert calibration.ece == pytest.approx((2 * 0.14 + 0.85 + 0.05) / 4)
+    assert calibration.gap == pytest.approx((0.62 + 0.66 + 0.85 + 0.95) / 4 - 0.5)
+
+
+def test_recalls_and_their_spread_by_hand():
+    # Gold A: 3 of 4 right, gold B: 1 of 4. Recalls 0.75 and 0.25, their standard deviation 0.25.
+    rows = [choice(i, gold=gold, right=False) for i, gold in enumerate([0, 0, 0, 0, 1, 1, 1, 1])]
+    predictions = [0, 0, 0, 1, 1, 0, 0, 0]
+    rows = [(q, r | {"prediction": p}) for (q, r), p in zip(rows, predictions, strict=True)]
+    task = digest_of(rows).tasks["multiple_choice"]
+    assert task.recalls() == {0: 0.75, 1: 0.25}
+    assert report.recall_spread(task) == 0.25
+    assert (task.picked, task.gold) == ({0: 6, 1: 2}, {0: 4, 1: 4})
+
+
+def test_length_bins_cover_all_rows_in_order_and_are_about_equal():
+    rng = random.Random(1)
+    rows = [choice(i, prompt_tokens=round(math.exp(rng.uniform(3, 9)))) for i in range(4000)]
+    bins = digest_of(rows).tasks["multiple_choice"].length_bins()
+    assert sum(tally.n for tally in bins) == 4000
+    assert len(bins) == 8
+    assert all(400 < tally.n < 600 for tally in bins)
+    assert all(a.high < b.low for a, b in pairwise(bins))
+    tokens = sorted(row["prompt_tokens"] for _, row in rows)
+    assert (bins[0].low, bins[-1].high) == (tokens[0], tokens[-1])
+
+
+def test_cut_inputs_are_classed_by_what_was_cut():
+    tokens = [0, 0, 1, 99, 100, 999, 1000, 10_000, 50_000]
+    rows = [text_row(i, "math", cut_tokens=n, cut_characters=[0, 1] if n else None) for i, n in enumerate(tokens)]
+    assert [tally.n for tally in digest_of(rows).tasks["math"].cuts] == [2, 2, 2, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "cut", "expected"),
+    [
+        ("", None, []),
+        ("abcdef", None, [("shown", "abcdef", 6)]),
+        ("abcdef", (2, 4), [("shown", "ab", 2), ("cut", "cd", 2), ("shown", "ef", 2)]),
+        ("abcdef", (0, 3), [("cut", "abc", 3), ("shown", "def", 3)]),
+        ("abcdef", (4, 6), [("shown", "abcd", 4), ("cut", "ef", 2)]),
+        ("a" * 30 + "b" * 30, None, [("shown", "a" * 8, 8), ("gap", "", 44), ("shown", "b" * 8, 8)]),
+    ],
+)
+def test_pieces_of_a_text(text: str, cut: Any, expected: Any):
+    assert pieces(text, 16, cut) == expected
+
+
+def test_pieces_stay_within_their_limit_and_lose_no_character_silently():
+    text = "".join(chr(0x3042 + i % 80) for i in range(50_000))
+    found = pieces(text, 4000, (20_000, 30_000))
+    assert sum(len(p.text) for p in found) < 4000 + 40  # 40 for what the cut part says of its own gap
+    assert sum(p.characters for p in found) == 50_000
+    assert [p.kind for p in found] == ["shown", "gap", "shown", "cut", "shown", "gap", "shown"]
+    assert found[2].text.endswith(text[19_990:20_000])
+    assert found[3].text.startswith(text[20_000:20_010])
+    assert brief("x" * 5000, 10) == "xxxxx [… 4,990 characters …] xxxxx"
+
+
+# ---- examples
+
+
+def test_what_a_reader_needs_is_among_the_examples():
+    rows = [choice(i, 0.9) for i in range(2000)]
+    rows[100] = choice(100, 0.99, right=False)
+    rows[200] = choice(200, 0.26)
+    rows[300] = choice(300, near_tie=True)
+    rows[400] = choice(400, text="long " * 50, cut_tokens=7, cut_characters=[10, 40])
+    rows[500] = (rows[500][0], rows[500][1] | {"prediction": None, "confidence": None, "scores": None})
+    rows[600] = (rows[600][0], rows[600][1] | {"error": {"type": "EngineError", "message": "m"}, "prediction": None})
+    digest = digest_of(rows, slowest=[{"row_index": 700, "seconds": 12.5}])
+    found = {e.row_index: e for e in digest.tasks["multiple_choice"].examples(40)}
+    flags = {i: set(found[i].flags) for i in (100, 300, 400, 500, 600, 700)}
+    assert flags == {100: {"wrong"}, 300: {"near_tie"}, 400: {"cut"}, 500: {"unread"}, 600: {"failed"}, 700: {"slow"}}
+    assert found[700].seconds == 12.5
+    assert 200 in found
+    assert len(found) > 7  # and a sample of the rest
+
+
+def test_the_lowest_of_fractional_grades_are_kept_and_flagged():
+    rows = [text_row(i, "summarization", 0.3 + i / 1000) for i in range(500)]
+    found = digest_of(rows).tasks["summarization"].examples(40)
+    assert {e.row_index for e in found if "low" in e.flags} == set(range(KEPT["wrong"]))
+
+
+def test_an_example_keeps_the_cut_context_and_samples():
+    question, row = text_row(
+        0, "math", context="before CUT after", cut_tokens=1, cut_characters=[7, 11], samples=["s1"]
+    )
+    (example,) = digest_of([(question, row)]).tasks["math"].examples(40)
+    assert [(p.kind, p.text) for p in example.context] == [("shown", "before "), ("cut", "CUT "), ("shown", "after")]
+    assert [p.kind for p in example.text] == ["shown"]
+    assert example.samples == ["s1"]
+
+
+def test_the_sample_depends_on_the_seed_and_the_rows_alone():
+    rows = [choice(i) for i in range(1000)]
+    chosen = [[e.row_index for e in digest_of(rows, seed).tasks["multiple_choice"].examples(40)] for seed in (0, 0, 1)]
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_memory_does_not_grow_with_the_rows():
+    def size(n: int) -> int:
+        rows = (
+            choice(i, round(0.3 + (i * 37 % 600) / 1000, 4), i % 3 > 0, text="a long text " * 3000) for i in range(n)
+        )
+        digest = digest_of(rows)
+        kept = [list(reason) for task in digest.tasks.values() for reason in task.kept.values()]
+        return len(pickle.dumps([kept, [vars(task) | {"kept": 0, "calibration": 0} for task in digest.tasks.values()]]))
+
+    assert size(8000) < 1.1 * size(1000) < 400_000
+
+
+# ---- the page
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path):
+    rows = list(mixed(600))
+    assert write(tmp_path / "a.html", rows) == write(tmp_path / "b.html", rows)
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "expected"),
+    [
+        ([choice(i, letter_mass=0.9) for i in range(30)], {}, {"scores", "confidence", "options"}),
+        ([choice(i, gold=None) for i in range(30)], {}, {"confidence", "options"}),
+        ([text_row(i, "generation") for i in range(5)], {}, {"scores"}),
+        ([text_row(i, "generation", prompt_tokens=10 + i) for i in range(40)], {}, {"scores", "inputs"}),
+        ([text_row(0, "math", cut_tokens=5, cut_characters=[0, 2])], {}, {"scores", "inputs"}),
+        ([failed(0)], {}, {"scores", "failures"}),
+        ([choice(0, near_tie=True)], {}, {"scores", "confidence", "options", "stability"}),
+        ([text_row(0, "math")], {"drift": {"repeated": 2, "mean": 0.1, "max": 0.2}}, {"scores", "stability"}),
+        ([text_row(0, "math")], {"slowest": [{"row_index": 0, "seconds": 2.0}]}, {"scores", "slowest"}),
+    ],
+)
+def test_a_section_is_there_exactly_when_it_has_something_to_show(
+    tmp_path: Path, rows: Rows, more: dict[str, Any], expected: set[str]
+):
+    html = write(tmp_path / "r.html", rows, **more)
+    assert sections(html) == expected | ALWAYS
+    linked = set(re.findall(r'<a href="#(\w+)">', html))
+    assert linked - {"row"} == expected | ALWAYS
+
+
+def test_scores_come_lowest_first_and_what_is_clearly_low_is_marked(tmp_path: Path):
+    rows = [choice(i, right=i % 5 > 0, group="physics") for i in range(200)]
+    rows += [choice(200 + i, right=i % 5 == 0, group="law") for i in range(200)]
+    rows += [text_row(400 + i, "math", float(i % 10 == 0)) for i in range(100)]
+    text = Page(write(tmp_path / "r.html", rows)).text
+    order = [text.index(part) for part in ("math, numeric_match", "multiple_choice, accuracy", "law ▼ lowest group")]
+    assert order == sorted(order)
+    assert "math, numeric_match ▼ lowest task 0.100" in text
+    assert "law ▼ lowest group ▼ clearly below the task 0.200" in text
+    assert "physics 0.800" in text
+
+
+def test_a_group_of_few_questions_or_of_all_is_not_called_low(tmp_path: Path):
+    rows = [choice(i, group="physics") for i in range(50)] + [choice(50, right=False, group="one question")]
+    text = Page(write(tmp_path / "r.html", rows)).text
+    assert "one question ▼ lowest group 0.000" in text
+    alone = [choice(i, right=False, group="the only group") for i in range(20)]
+    assert "▼ lowest" not in Page(write(tmp_path / "r.html", alone)).text
+
+
+def test_with_a_baseline_tasks_are_compared_by_their_ratio_to_it(tmp_path: Path):
+    rows = [choice(i, right=i % 2 > 0) for i in range(100)] + [
+        text_row(100 + i, "summarization", 0.2) for i in range(9)
+    ]
+    entries = {
+        "multiple_choice": {"metric": "accuracy", "mean": 0.5, "baseline": 0.8, "ratio": 0.625},
+        "summarization": {"metric": "rouge1", "mean": 0.2, "baseline": 0.1, "ratio": 2.0},
+    }
+    text = Page(write(tmp_path / "r.html", rows, relative={"total": 2.625, "tasks": entries})).text
+    assert "multiple_choice, accuracy ▼ lowest task" in text
+    assert "against the baseline 2.625" in text
+    assert "summarization rouge1 0.200 0.100 2.000" in text
+    assert "summarization, rouge1 ▼ lowest task" in Page(write(tmp_path / "r.html", rows)).text
+
+
+def test_tokens_cost_and_speed_by_hand(tmp_path: Path):
+    def member(*counts: int) -> dict[str, int]:
+        return dict(zip(("requests", "prompt_tokens", "cached_tokens", "output_tokens"), counts, strict=True))
+
+    # Computed: a 1000 - 400 + 0 = 600, b 300 + 100 = 400, of 1000. The task's 1400 tokens in 7 s are 200 a second.
+    usage = {"math": {"seconds": 7.0, "members": {"a": member(10, 1000, 400, 0), "b": member(5, 300, 0, 100)}}}
+    text = Page(write(tmp_path / "r.html", [text_row(0, "math")], usage=usage)).text
+    assert "math a 7.0 10 1,000 400 (40%) 600 0 60% 200" in text
+    assert "math b 7.0 5 300 0 (0%) 300 100 40% 200" in text
+    assert "12 s" in text  # 1 + 9 + 2
+
+
+def test_the_parts_of_inference_stand_for_it_among_the_steps():
+    spent = {"read": 1.0, "infer": 9.0, "write": 2.0, "inference": {"engines": 5.0, "solve": 3.0}}
+    expected = [("read", 1), ("load models", 5), ("answer", 3), ("rest of inference", 1), ("write", 2)]
+    assert [(name, float(value)) for name, value in charts.stages(spent).rows] == expected
+
+
+def test_a_deadline_says_what_it_left_out(tmp_path: Path):
+    late = {"seconds": 7200.0, "seconds_left": 3.0, "answered_in_full": 5, "answered_in_part": 2, "not_reached": 4}
+    text = Page(write(tmp_path / "r.html", [text_row(0, "math")], deadline=late)).text
+    assert "The deadline of 2 h 0 min left 4 questions unanswered and 2 answered in part." in text
+    assert "5 questions were answered in full, 2 in part, 4 were not reached; 3 s were left" in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([choice(i, letter_mass=0.05) for i in range(10)], "in 100% of the questions the option labels hold under 10%"),
+        ([choice(i, 0.9, i % 2 > 0) for i in range(100)], "the confidence is too sure, by 0.40 (ECE)"),
+        ([choice(i, 0.3) for i in range(100)], "the confidence is too modest, by 0.70 (ECE)"),
+        (
+            [choice(i, right=i % 4 == 1, gold=i % 4) for i in range(200)],
+            "option C is answered in 75% of the questions and right in 25%",
+        ),
+        ([choice(i, right=i % 4 == 0) for i in range(100)], "multiple_choice is no better than guessing (0.250)"),
+        ([text_row(i, "math", prediction=None) for i in range(4)], "no answer could be read from 4 texts (100%)"),
+        ([text_row(0, "math", cut_tokens=5, cut_characters=[0, 2])], "100% of the inputs were cut to fit"),
+        ([choice(i, near_tie=i < 3) for i in range(30)], "10% of the answers are near ties"),
+        ([failed(i) for i in range(3)] + [failed(9, "EngineError")], "4 rows have no answer, most often for TooLong"),
+    ],
+)  # fmt: skip
+def test_what_stands_out_is_said_first(tmp_path: Path, rows: Rows, expected: str):
+    text = Page(write(tmp_path / "r.html", rows)).text
+    assert expected in text[: text.index("rows of 1 file")]
+
+
+def test_where_nothing_stands_out_nothing_is_said(tmp_path: Path):
+    assert "To look at first" not in write(tmp_path / "r.html", [choice(i, 0.95) for i in range(40)])
+
+
+def test_failed_rows_are_grouped_with_place_and_cure(tmp_path: Path):
+    errors = [RowError("in.jsonl", None, None, "InputError", "not JSON; close the brace")]
+    rows = [failed(i) for i in range(report.SHOWN_ERRORS + 5)] + [failed(900, "EngineError")]
+    text = Page(write(tmp_path / "r.html", rows, errors)).text
+    places = [text.index(f"{kind}: {n}") for kind, n in (("TooLongError", 65), ("InputError", 1), ("EngineError", 1))]
+    assert places[0] == min(places)
+    assert "TooLongError: raise context_length" in text
+    assert "q0 in.jsonl:1 " in text
+    assert "5 more are in errors.jsonl" in text
+    assert "not JSON; close the brace" in text
+    assert "q900 in.jsonl:901" in text
+
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'><b>&lt;"
+
+
+def test_nothing_from_outside_becomes_markup(tmp_path: Path):
+    fields = {"id": HOSTILE, "text": HOSTILE, "context": HOSTILE, "group": HOSTILE, "choices": (HOSTILE,) * 4}
+    rows = [choice(i, right=False, **fields, samples=[HOSTILE], answer_text=HOSTILE) for i in range(30)]
+    rows += [
+        text_row(40 + i, "math", 0.0, answer_text=HOSTILE, prediction=HOSTILE, prompt_tokens=i + 1) for i in range(40)
+    ]
+    errors = [RowError(HOSTILE, 1, HOSTILE, HOSTILE, HOSTILE)]
+    html = write(tmp_path / "r.html", rows, errors, command=["solve", HOSTILE], store=HOSTILE)
+    page = Page(html)
+    assert page.tags["script"] == 1
+    assert page.tags["img"] == page.tags["b"] == 0
+    assert not any(name.startswith("on") for _, name, _ in page.attributes)
+    assert HOSTILE in page.text
+
+
+def test_a_page_of_the_longest_texts_stays_under_three_megabytes(tmp_path: Path):
+    text = "<日本&" * 5000
+    rows: Rows = [
+        text_row(i, task, (i % 7) / 10, text=text, context=text, answer_text=text, prediction=text, samples=[text] * 8,
+                 cut_tokens=i % 3, cut_characters=[100, 5000] if i % 3 else None)
+        for i, task in enumerate(["math", "summarization", "generation"] * 60)
+    ]  # fmt: skip
+    rows += [choice(1000 + i, text=text, group=f"{i} {text}", choices=(text,) * 4) for i in range(150)]
+    html = write(tmp_path / "r.html", rows)
+    assert len(html.encode()) < report.PAGE_BYTES
+    assert html.count('class="example"') >= 8
+
+
+def test_the_page_is_self_contained_and_well_formed(tmp_path: Path):
+    html = write(tmp_path / "r.html", list(mixed(2000)), slowest=[{"row_index": 2, "seconds": 3.0}])
+    page = Page(html)
+    assert sections(html) == SECTIONS | ALWAYS
+    assert len(page.ids) == len(set(page.ids))
+    assert page.headings[0] == 1
+    assert all(b <= a + 1 for a, b in pairwise(page.headings))
+    loaded = [value for _, name, value in page.attributes if name in ("src", "href", "action", "xlink:href")]
+    assert {value[0] for value in loaded if value != "data:,"} == {"#"}
+    assert "url(http" not in html
+    assert "@import" not in html
+    drawn = [(name, value) for tag, name, value in page.attributes if tag == "svg" and name in ("role", "aria-label")]
+    assert len(drawn) == 2 * page.tags["svg"] > 10
+    assert page.tags["figcaption"] == page.tags["figure"] == page.tags["svg"]
+    assert sum(tag == "th" and name == "scope" for tag, name, _ in page.attributes) == page.tags["th"]
+    targets = {value[1:] for value in loaded if value.startswith("#row-")}
+    assert targets == {"row-2"} <= set(page.ids)
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["solve.py", "--config", "configs/mine.yaml"], "mine"),
+        (["solve.py", "--config=a/b.yaml", "--limit", "5"], "b"),
+        (["solve.py"], "x"),
+    ],
+)
+def test_the_run_is_called_by_its_config(command: list[str], name: str):
+    assert report.run_name({"command": command, "config": {"output": "runs/x"}}) == name
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.0123, "0.0123 s"),
+        (4.256, "4.26 s"),
+        (39.0, "39 s"),
+        (59.96, "60 s"),
+        (725, "12 min 5 s"),
+        (12_000, "3 h 20 min"),
+    ],
+)
+def test_seconds_for_people(value: float, expected: str):
+    assert charts.seconds(value) == expected
+
+
+def test_figures_are_text_in_the_colours_of_the_page():
+    rows = [figures.Interval("日本史 $a$ <b>", 0.5, 0.4, 0.6, marked=True)]
+    svg = figures.intervals("name", 'of "x" & <y>', rows)
+    assert svg.startswith('<svg role="img" aria-label="of &#34;x&#34; &amp; &lt;y&gt;"')
+    assert "日本史 $a$ &lt;b&gt;</text>" in svg
+    assert "var(--warm)" in svg
+    assert not re.search(r"#0[0-9]0|DejaVu|<style|<metadata", svg)
+    assert svg == figures.intervals("name", 'of "x" & <y>', rows)
