@@ -50,7 +50,7 @@ FAULTS = {
     "OAuth2 access token": "no Google credentials: set GOOGLE_APPLICATION_CREDENTIALS to a key file",
     "PERMISSION_DENIED": "access denied: check GOOGLE_APPLICATION_CREDENTIALS and the rights",
     "UNAUTHENTICATED": "access denied: check GOOGLE_APPLICATION_CREDENTIALS",
-    "' not found": "the bucket does not exist: create it, or check its name",
+    "Bucket '": "the bucket does not exist: create it, or check its name",
 }
 
 

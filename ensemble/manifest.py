@@ -4,6 +4,7 @@ import platform
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,15 @@ def build(
     seconds: Mapping[str, object],
     store: Path,
     command: Sequence[str],
+    started: float,
 ) -> dict[str, Any]:
+    """started: epoch seconds."""
     config = plan.config
     return {
         "config": config.model_dump(mode="json"),
         "fingerprint": fingerprint(config),
         "command": list(command),
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "store": str(store),
         "versions": {"quorum": commit(), "python": platform.python_version(), **_versions()},
         "models": {

@@ -26,6 +26,9 @@ Decided = tuple[Question, Decision | None]
 GUESSES: dict[Task, int | str] = {"multiple_choice": 0, "math": "0", "generation": "", "summarization": ""}
 
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode  # made once: dumps would make one for each row
+
+
 class Outside(NamedTuple):
     """What answers are compared with or filled from: gold by id, and two submissions of others."""
 
@@ -70,7 +73,7 @@ def write_results(
     gold_matched = 0
     book, answered, failed = GradeBook(), Counter[str](), list[RowError]()
     partial = near_ties = cut = 0
-    digest = Digest(plan.config.seed, tally.slowest)
+    digest = Digest(plan.config.seed, tally.slowest, {t: next(iter(m)) for t, m in plan.config.baseline.items()})
     with ExitStack() as files:
         predictions = files.enter_context(replacing(folder / "predictions.jsonl"))
         submission = files.enter_context(replacing(folder / "submission.json"))
@@ -92,7 +95,7 @@ def write_results(
                 partial += row["partial"]
                 near_ties += row["near_tie"]
                 cut += row["cut_tokens"] > 0
-            predictions.write(json.dumps(row, ensure_ascii=False) + "\n")
+            predictions.write(_encode(row) + "\n")
             submitted = {"prediction": GUESSES[question.task]} if guess and row["prediction"] is None else {}
             submit.send((question, row | submitted))
             digest.add(question, row)

@@ -98,6 +98,10 @@ class Evidences:
             for member in members
         }
 
+    def __len__(self) -> int:
+        """Rows of all members."""
+        return sum(len(reader) for reader in self._readers.values())
+
     def __call__(self, questions: Sequence[Question]) -> Iterator[tuple[Question, list[Evidence]]]:
         """In the order of the questions."""
         known: dict[int, list[Evidence]] = {q.row_index: [] for q in questions}

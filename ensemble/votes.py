@@ -91,36 +91,36 @@ class Voter:
         return elect(question, samples, self._plan, self._names, self._labels)
 
     def _vote(self, question: Question, known: Sequence[tuple[Member, Score]]) -> Decision:
-        # The store may hold more orders than this member asks for: they must not show in any number.
-        scores = [(member, wanted_orders(member, question, score)) for member, score in known]
-        tables = [normalised(member, question, score) for member, score in scores]
-        weights = np.array([member.weight for member, _ in scores])
-        weights = weights / weights.sum()
-        mean: Floats = log_softmax(sum(w * t.mean(axis=0) for w, t in zip(weights, tables, strict=True)))
-        votes = np.zeros(len(mean), dtype=int)
-        for table in tables:
-            np.add.at(votes, table.argmax(axis=1), 1)
+        # A million questions come through here: few calls of numpy, whose arrays are tiny.
+        n = len(question.choices)
+        total = sum(member.weight for member, _ in known)
+        mean, spread, votes = np.zeros(n), np.zeros(n), np.zeros(n, dtype=int)
+        scores, masses = [], []
+        for member, stored in known:
+            # The store may hold more orders than this member asks for: they must not show in any number.
+            score = wanted_orders(member, question, stored)
+            table = normalised(member, question, score)
+            weight = member.weight / total
+            mean += table.sum(axis=0) * (weight / len(table))
+            votes += np.bincount(table.argmax(axis=1), minlength=n)
+            spread += (weight * near_tie_bound(member, question, score)) ** 2
+            scores.append(score)
+            if isinstance(member.scoring, Letter):
+                masses.append(float(np.exp(score.logprobs).sum()) / len(table))
+        mean = log_softmax(mean)
         best = int(mean.argmax())
-        bounds = (w * near_tie_bound(m, question, s) for w, (m, s) in zip(weights, scores, strict=True))
-        bound = np.sqrt(sum(b**2 for b in bounds))
-        rivals = np.delete(np.arange(len(mean)), best)
-        margin = mean[best] - mean[rivals]
-        masses = [
-            float(np.exp(score.logprobs.astype(float)).sum(axis=1).mean())
-            for member, score in scores
-            if isinstance(member.scoring, Letter)
-        ]
+        near = mean[best] - mean <= self._near_tie * np.sqrt(spread[best] + spread)
         return Decision(
             prediction=best,
             answer_text=question.choices[best],
-            confidence=float(math.exp(mean[best])),
+            confidence=math.exp(mean[best]),
             scores=tuple(mean.tolist()),
             votes=tuple(votes.tolist()),
-            orders_used=sum(len(score.orders) for _, score in scores),
+            orders_used=sum(len(score.orders) for score in scores),
             members=self._names,
-            near_tie=bool((margin <= self._near_tie * np.hypot(bound[best], bound[rivals])).any()),
+            near_tie=int(np.count_nonzero(near)) > 1,  # the best one is near itself
             letter_mass=min(masses, default=None),
-            prompt=max((s.prompt for _, s in scores), key=lambda p: (p.cut_tokens, p.shots_dropped, p.tokens)),
+            prompt=max((s.prompt for s in scores), key=lambda p: (p.cut_tokens, p.shots_dropped, p.tokens)),
         )
 
 
@@ -172,7 +172,7 @@ def wanted_orders(member: Member, question: Question, score: Score) -> Score:
 
 def normalised(member: Member, question: Question, score: Score) -> Floats:
     """[orders, options] log-probabilities that sum to one over the options, for the orders the member wants."""
-    table = wanted_orders(member, question, score).logprobs.astype(np.float64)
+    table: Floats = wanted_orders(member, question, score).logprobs.astype(np.float64)
     if isinstance(member.scoring, Cloze):
         if member.scoring.normalisation == "pmi":
             assert score.unconditional is not None
@@ -196,12 +196,11 @@ def near_tie_bound(member: Member, question: Question, score: Score) -> Floats:
     if isinstance(member.scoring, Cloze):
         bound: Floats = np.sqrt(score.tokens) / _lengths(member.scoring, question, score)
         return bound
-    return np.ones(len(question.choices)) / math.sqrt(len(score.orders))
+    return np.full(len(question.choices), 1 / math.sqrt(len(score.orders)))
 
 
 def log_softmax(x: Floats) -> Floats:
-    shifted = x - x.max(axis=-1, keepdims=True)
-    result: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    result: Floats = x - np.logaddexp.reduce(x, axis=-1, keepdims=True)
     return result
 
 

@@ -1,13 +1,13 @@
 """A run's results, written by replaying the store: once at the end, and now and then before a deadline."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from ensemble.errors import InputError
 from ensemble.outputs import Decided, Outside, Written, write_results
-from ensemble.plan import Plan, replay
+from ensemble.plan import Evidences, Plan, replay
 from ensemble.questions import parse_question
 from ensemble.read import find_inputs, iter_blocks
 from ensemble.records import Gold
@@ -39,8 +39,14 @@ class Results(NamedTuple):
     def ids(self) -> Iterator[int | str]:
         return (question.id for block in iter_blocks(self.blocks) for question in block)
 
-    def look(self, missing: Counter[str]) -> Written | None:
-        """Counts per task the questions that lack something. Where none does, or some may, the results are written."""
+    def look(self, asked: Mapping[str, int], missing: Counter[str]) -> Written | None:
+        """Counts per task which of the `asked` questions lack something in the store.
+
+        Where none does, or in deadline mode, the results are written on the way.
+        """
+        if not self.partial and not len(Evidences(self.plan, self.store)):
+            missing.update(asked)
+            return None
 
         def counted() -> Iterator[Decided]:
             decided = self.decided()

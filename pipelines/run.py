@@ -63,7 +63,7 @@ def solve(options: argparse.Namespace, started: float) -> int:
         results = Results(folder, plan, store, read.blocks, outside, partial=options.deadline is not None)
         check_outside(results)
         describe_members(plan, store)
-        missing, written = _look(results)
+        missing, written = _look(results, read)
         clock.lap("plan")
         stored = read.rows - missing.total()
         progress.note(f"{read.rows} questions, {stored} answered from the store, {missing.total()} to compute")
@@ -80,7 +80,7 @@ def solve(options: argparse.Namespace, started: float) -> int:
         write_errors(folder / "errors.jsonl", [*errors, *written.failed])
         clock.lap("write")
         seconds = clock.seconds | ({"inference": tally.seconds} if tally.seconds else {})
-        facts = manifest.build(plan, read, missing, tally, written, seconds, store, sys.argv)
+        facts = manifest.build(plan, read, missing, tally, written, seconds, store, sys.argv, started)
         if deadline is not None:
             facts["deadline"] = deadline.kept(written, time.time())
         write_json(folder / "manifest.json", facts)
@@ -127,10 +127,10 @@ def _read(
     return read
 
 
-def _look(results: Results) -> tuple[Counter[str], Written | None]:
+def _look(results: Results, read: InputSummary) -> tuple[Counter[str], Written | None]:
     missing: Counter[str] = Counter()
     try:
-        written = results.look(missing)
+        written = results.look(read.by_task, missing)
     except StoreError as e:  # nothing was started yet
         raise ConfigError(str(e)) from None
     return missing, written

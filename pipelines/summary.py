@@ -114,6 +114,8 @@ def print_results(
     console.print(table)
     if relative := facts.get("relative"):
         console.print(relative_line(relative), soft_wrap=True, highlight=False)
+    if deadline := facts.get("deadline"):
+        console.print(deadline_line(deadline), soft_wrap=True, highlight=False)
     questions = facts["questions"]
     total = sum(v for v in facts["seconds"].values() if isinstance(v, float))
     console.print(
@@ -123,6 +125,17 @@ def print_results(
         f"{questions['cut']} inputs cut\nresults in {folder}/ (open report.html)",
         soft_wrap=True, highlight=False,
     )  # fmt: skip
+
+
+def deadline_line(kept: Mapping[str, Any]) -> str:
+    """What the deadline left out."""
+    left = kept["answered_in_part"] + kept["not_reached"]
+    what = f"{kept['answered_in_part']} answered in part, {kept['not_reached']} not reached and guessed"
+    return (
+        f"deadline {kept['seconds']:g} s, {kept['seconds_left']:g} s left: {kept['answered_in_full']} questions have "
+        f"their whole plan, {what if left else 'nothing was left out'}"
+        + ("; the same command goes on from there" if left else "")
+    )
 
 
 def relative_line(scores: Mapping[str, Any]) -> str:

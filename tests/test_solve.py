@@ -242,3 +242,26 @@ def test_help_teaches(sandbox: Sandbox):
     done = sandbox.solve("--help")
     assert done.returncode == 0
     assert "exit status: 0 all answered" in done.stdout
+
+
+def test_one_tasks_score_is_read_off_an_overlay(sandbox: Sandbox):
+    """Matsuo's habit: only one task is answered, the rest comes from a baseline's submission, scores are relative."""
+    rows = [good(i) for i in range(10)]  # two of them math, of which the scripted engine knows one
+    baseline = [{"id": row["id"], "answer": 0 if row["task"] == "multiple_choice" else "8"} for row in rows]
+    overlay = sandbox.rows(list(reversed(baseline)), "baseline.jsonl")
+    arguments = ("--config", sandbox.config(), "--input", sandbox.rows(rows), "--output", "out", "--task", "math")
+    done = sandbox.solve(*arguments, "--overlay", overlay, "--baseline", overlay, "--bell")
+    assert done.returncode == 0, done.stderr
+    submitted = sandbox.read("submission.json")
+    assert [row["id"] for row in submitted] == [row["id"] for row in reversed(baseline)]
+    ours = {row["id"]: row["answer"] for row in submitted}
+    assert ours == {row["id"]: row["answer"] for row in baseline} | {"m4": "7", "m9": "7"}
+    # Gold is 8 for m4 and 7 for m9: one right of two, as the baseline has.
+    relative = json.loads((sandbox.folder / "out/manifest.json").read_text())["relative"]
+    assert relative["total"] == 1.0
+    assert "relative to the baseline 1.00000 = numeric_match 0.50000/0.50000" in done.stdout
+    assert done.stderr.endswith("\a")
+    other = sandbox.rows([{"id": "x", "answer": 1}], "other.jsonl")
+    refused = sandbox.solve(*arguments, "--overlay", other)
+    assert refused.returncode == 2
+    assert "has no answer to any of the questions" in refused.stderr
