@@ -1,7 +1,8 @@
 """Model files: from a package, the hub or a folder to one that vLLM loads; and what results depend on besides them.
 
-QUORUM_HOME/models/<name>-<fingerprint>/     converted from a package's GGUF; quorum.json lists files and origin
+QUORUM_HOME/models/<name>-<fingerprint>/     converted from a GGUF or quantized; quorum.json lists files and origin
 QUORUM_HOME/locks/<name>-<fingerprint>.lock  held while that folder is made
+QUORUM_HOME/logs/<name>-<fingerprint>.log    what GPTQModel said while it quantized
 QUORUM_HOME/hashes/                          checksums of files, named by their path, size and time of change
 """
 
@@ -18,6 +19,7 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ensemble import quantize
 from ensemble.errors import ModelError
 
 if TYPE_CHECKING:  # most callers only want a fingerprint: pydantic, torch and the like are imported when needed
@@ -39,14 +41,14 @@ def home() -> Path:
 def prepare(name: str, config: "ModelConfig", report: Callable[[str], None], *, tokenizer_only: bool = False) -> Path:
     """A folder with config.json, tokenizer and weights, made or downloaded where it is not there yet.
 
-    `tokenizer_only` spares a hub model's weights; a package's model is converted whole all the same. `report` gets
-    short lines for people. Any number of processes may call this at once. Raises ModelError with a cure.
+    `tokenizer_only` spares a hub model's weights and any quantization; a package's model is converted whole all the
+    same. `report` gets short lines for people. Any number of processes may call this at once. Raises ModelError, or
+    ConfigError where the calibration text is at fault, with a cure.
     """
     try:
-        if config.source.package:
-            return _prepared(name, config, report)
-        found = _downloaded(config.source, tokenizer_only, report) if config.source.hub else str(config.source.path)
-        return _complete(found, tokenizer_only)
+        if config.quantize is None or tokenizer_only:
+            return _source(name, config, report, tokenizer_only)
+        return _prepared(name, config, report, lambda folder: _quantized(folder, name, config, report))
     except ModelError as e:
         raise ModelError(f"model {name}: {e}") from e.__cause__
     except OSError as e:
@@ -56,9 +58,15 @@ def prepare(name: str, config: "ModelConfig", report: Callable[[str], None], *, 
 def fingerprint(config: "ModelConfig") -> str:
     """64 hex digits that change when the model's files do; of a package's model also with the dtype they are kept in.
 
-    Asks the network only for a hub model whose revision is no commit and not in the local cache. A folder's files are
-    hashed (about 1 GB/s) once and again when they change. Raises ModelError.
+    A quantized model's are of its source, the recipe and the calibration text. Asks the network only for a hub model
+    whose revision is no commit and not in the local cache. A folder's files are hashed (about 1 GB/s) once and again
+    when they change. Raises ModelError, or ConfigError where there is no calibration text.
     """
+    if config.quantize is not None:
+        recipe = config.quantize.model_dump(exclude={"calibration"})
+        text = _sha256(quantize.calibration_file(config.quantize))
+        made_of = [quantize.VERSION, recipe, text, config.dtype, fingerprint(_unquantized(config))]
+        return hashlib.sha256(json.dumps(["quantize", *made_of]).encode()).hexdigest()
     source = config.source
     parts: list[Any] = ["package", str(source.sha256).lower(), CONVERSION, KEPT.get(config.dtype, config.dtype)]
     if source.hub:
@@ -102,8 +110,20 @@ def _gpus() -> list[str]:
     return []
 
 
-def _prepared(name: str, config: "ModelConfig", report: Callable[[str], None]) -> Path:
-    """The package's model, converted by the first that asks. The lock ends with its holder, however that dies."""
+def _unquantized(config: "ModelConfig") -> "ModelConfig":
+    return config.model_copy(update={"quantize": None})
+
+
+def _source(name: str, config: "ModelConfig", report: Callable[[str], None], tokenizer_only: bool = False) -> Path:
+    """The folder of the model as its source has it."""
+    source, plain = config.source, _unquantized(config)
+    if source.package:
+        return _prepared(name, plain, report, lambda folder: _converted(folder, plain, report))
+    return _complete(_downloaded(source, tokenizer_only, report) if source.hub else str(source.path), tokenizer_only)
+
+
+def _prepared(name: str, config: "ModelConfig", report: Callable[[str], None], make: Callable[[Path], None]) -> Path:
+    """What `make` makes for the first that asks. The lock ends with its holder, however that dies."""
     from filelock import FileLock, Timeout
 
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", re.sub(r"\.ya?ml$", "", Path(name).name)).lstrip(".-") or "model"
@@ -121,7 +141,7 @@ def _prepared(name: str, config: "ModelConfig", report: Callable[[str], None]) -
         if (damage := _damage(folder)) is not None:  # else the other process has made it
             if folder.exists():
                 report(f"{folder} {damage}: it is made anew")
-            _make(folder, config, report)
+            make(folder)
     return folder
 
 
@@ -137,17 +157,43 @@ def _damage(folder: Path) -> str | None:
     return None
 
 
-def _make(folder: Path, config: "ModelConfig", report: Callable[[str], None]) -> None:
-    """Converts into a folder beside, renamed when it is complete and on disk. The caller holds the lock."""
+def _converted(folder: Path, config: "ModelConfig", report: Callable[[str], None]) -> None:
     source, dtype, started = config.source, KEPT.get(config.dtype, config.dtype), time.monotonic()
     gguf = _package_file(source)
     report(f"converting {gguf.name} to {dtype} safetensors, once (about 30 s for 100 MB)")
+    origin = source.model_dump(exclude_none=True) | {"conversion": CONVERSION, "dtype": dtype}
+    try:
+        with _making(folder, origin) as target:
+            _convert(gguf, target, dtype)
+    except Exception as e:  # transformers raises whatever the step at hand raises
+        cure = f"check the room in {home()}, and that torch, transformers, gguf and accelerate are installed"
+        raise ModelError(f"converting {gguf} failed ({e!r:.200}); {cure}") from e
+    report(f"converted in {time.monotonic() - started:.0f} s: {folder}")
+
+
+def _quantized(folder: Path, name: str, config: "ModelConfig", report: Callable[[str], None]) -> None:
+    assert config.quantize is not None
+    source = _source(name, config, report)
+    recipe, where, log = config.quantize, device(config.engine.device), home() / "logs" / f"{folder.name}.log"
+    report(f"quantizing {name} to {recipe.bits} bits, once (about a minute for 100M parameters on 2 cores)")
+    texts = quantize.read_texts(quantize.calibration_file(recipe))
+    origin = {"source": fingerprint(_unquantized(config)), "quantize": recipe.model_dump(), "version": quantize.VERSION}
+    with _making(folder, origin) as target:
+        done = quantize.quantize(
+            source, target, recipe, texts, device=where, dtype=config.dtype, log=log, report=report,
+            trust_remote_code=config.trust_remote_code,
+        )  # fmt: skip
+    report(f"quantized with {done.tokens:,} tokens of text in {done.seconds:.0f} s: {folder}")
+
+
+@contextlib.contextmanager
+def _making(folder: Path, origin: dict[str, Any]) -> Iterator[Path]:
+    """A folder beside, renamed when it is complete and on disk. The caller holds the lock."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that died; none is at work, we hold the lock
     temporary.mkdir(parents=True)
     try:
-        _convert(gguf, temporary, dtype)
-        origin = source.model_dump(exclude_none=True) | {"conversion": CONVERSION, "dtype": dtype}
+        yield temporary
         files = {p.name: {"size": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(temporary.iterdir())}
         manifest = json.dumps({"origin": origin, "files": files}, indent=1)
         (temporary / "quorum.json").write_text(manifest, encoding="utf-8")
@@ -159,12 +205,8 @@ def _make(folder: Path, config: "ModelConfig", report: Callable[[str], None]) ->
             os.close(descriptor)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
-    except Exception as e:  # transformers raises whatever the step at hand raises
-        cure = f"check the room in {home()}, and that torch, transformers, gguf and accelerate are installed"
-        raise ModelError(f"converting {gguf} failed ({e!r:.200}); {cure}") from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    report(f"converted in {time.monotonic() - started:.0f} s: {folder}")
 
 
 def _convert(gguf: Path, target: Path, dtype: str) -> None:

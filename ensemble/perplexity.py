@@ -36,7 +36,7 @@ def perplexity(
     """
     import torch
 
-    from ensemble.prompts import load_tokenizer
+    from ensemble.tokens import load_tokenizer
 
     tokenizer = load_tokenizer(folder, trust_remote_code)
     ids = tokenizer("\n\n".join(texts), verbose=False)["input_ids"][:most]
@@ -87,8 +87,9 @@ def _dense(tensors: dict[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]
     for name in list(tensors):
         layer, _, kind = name.rpartition(".")
         if kind == "qweight":
-            parts = (tensors[f"{layer}.{x}"] for x in ("qweight", "qzeros", "scales", "g_idx"))
-            dense[f"{layer}.weight"] = dequantize(*parts, recipe["bits"], recipe.get("checkpoint_format") == "gptq_v2")
+            qweight, qzeros, scales, g_idx = (tensors[f"{layer}.{x}"] for x in ("qweight", "qzeros", "scales", "g_idx"))
+            v2 = recipe.get("checkpoint_format") == "gptq_v2"
+            dense[f"{layer}.weight"] = dequantize(qweight, qzeros, scales, g_idx, recipe["bits"], v2)
         elif kind not in ("qzeros", "scales", "g_idx"):
             dense[name] = tensors[name]
     return dense

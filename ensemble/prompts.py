@@ -4,19 +4,17 @@ Two records come out: a `ChoicePrompt` (shared prompt and one continuation per o
 (for generation). Shots are dropped before the question is cut; options never are.
 """
 
-import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ensemble.config import Member, ModelConfig, Template, fingerprint, is_chat
 from ensemble.errors import PromptError, TooLongError
 from ensemble.records import Order, PromptFacts, Question
 from ensemble.render import Renderer, join_plain
+from ensemble.tokens import beginning, encoder
 
 CENTRES = {"head": 0.0, "tail": 1.0}  # of what is cut; `middle` states its own
 FAR_TOO_LONG = 12  # characters a token: more than tokenizers put into one on average
-PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 Offsets = Sequence[tuple[int, int]]  # the characters of each token, [start, end)
 
@@ -55,8 +53,8 @@ class Prompter:
         self._renderer = Renderer(member.template, template, shown="text" if cloze else "label")
         self._answers = [self._renderer.answer(label) for label in self._renderer.labels]
         # A chat template writes its own beginning of sequence: adding one more would change the numbers.
-        self._begin = [] if self._chat else _beginning(tokenizer)
-        self._tokens = _encoder(tokenizer)
+        self._begin = [] if self._chat else beginning(tokenizer)
+        self._tokens = encoder(tokenizer)
 
     def letters(self, question: Question, order: Order) -> ChoicePrompt:
         """One prefill shows the options in `order`; each continuation is the one token of the option's label.
@@ -207,32 +205,6 @@ class Prompter:
         return self._begin + self._tokens(text)
 
 
-def _encoder(tokenizer: Any) -> Callable[[str], list[int]]:
-    """Token ids of a text, without special tokens.
-
-    A Rust tokenizer is asked directly: its wrapper's checks take as long as a short text. One text at a time: threads
-    for a handful of them cost more than they save, beside engines that are busy on the same cores.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def encode(text: str) -> list[int]:
-        if backend.truncation is not None or backend.padding is not None:  # a tokenizer.json may ask for them
-            backend.no_truncation()
-            backend.no_padding()
-        ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        return ids
-
-    return encode
-
-
-def _beginning(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before a text. What it puts behind one (some add an end) has no place in a prompt."""
-    bare, whole = (list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (False, True))
-    return whole[: next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)]
-
-
 def _source(question: Question) -> str:
     """What may be cut: the context passage where there is one (the question after it is short), else the text."""
     return question.context or question.text
@@ -240,21 +212,6 @@ def _source(question: Question) -> str:
 
 def _is_one_more(prompt: list[int], ids: list[int]) -> bool:
     return len(ids) == len(prompt) + 1 and ids[:-1] == prompt
-
-
-def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
-    """The model's own tokenizer as transformers loads it."""
-    try:
-        plain = json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] in PLAIN_TOKENIZERS
-    except (OSError, ValueError, KeyError):
-        plain = False
-    if plain:  # the same object without the way through all model classes, which costs 10 s and imports torch
-        from transformers import PreTrainedTokenizerFast
-
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 def cut_span(offsets: Offsets, dropped: int, centre: float) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -134,18 +135,25 @@ def quantize(
     quantized, and of computing. GPTQModel's own output goes to `log`. Raises ModelError or ConfigError with a cure.
     """
     started = time.monotonic()
+    chosen = spread(texts, recipe.samples)
     job = {
-        "source": str(source), "target": str(target), "log": str(log), "recipe": recipe.model_dump(),
-        "texts": spread(texts, recipe.samples), "device": device, "dtype": dtype, "trust": trust_remote_code,
+        "source": str(source.absolute()), "target": str(target.absolute()), "log": str(log.absolute()),
+        "recipe": recipe.model_dump(), "texts": chosen, "device": device, "dtype": dtype, "trust": trust_remote_code,
     }  # fmt: skip
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | ENVIRONMENT
-    environment["PYTHONPATH"] = os.pathsep.join(x for x in (str(Path(__file__).parents[1]), *sys.path) if x)
+    environment.pop("OMP_NUM_THREADS", None)  # Ray sets it to 1 in an actor that has no CPU of its own
+    environment["PYTHONPATH"] = os.pathsep.join(
+        str(Path(x).absolute()) for x in (str(Path(__file__).parents[1]), *sys.path)
+    )
     result: dict[str, Any] = {}
-    with subprocess.Popen(
-        [sys.executable, "-m", "ensemble.quantize"], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        text=True,
-    ) as process:  # fmt: skip
+    with (
+        tempfile.TemporaryDirectory(prefix="quorum-") as scratch,  # GPTQModel keeps logs where it is started
+        subprocess.Popen(
+            [sys.executable, "-m", "ensemble.quantize"], env=environment, cwd=scratch, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        ) as process,
+    ):  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -164,7 +172,7 @@ def quantize(
     if "tokens" not in result:
         cause = result.get("error", f"its process ended with status {process.returncode}: too little memory?")
         raise ModelError(f"quantizing {source} failed ({cause}); {log} has all that GPTQModel said")
-    return Quantized(len(job["texts"]), result["tokens"], result["group_size"], time.monotonic() - started)
+    return Quantized(len(chosen), result["tokens"], result["group_size"], time.monotonic() - started)
 
 
 # ---- in the process of its own
@@ -251,7 +259,7 @@ def _rows(job: dict[str, Any], needed: int) -> tuple[list[dict[str, list[int]]],
 
     needed: fewest tokens; with fewer than a layer has inputs its Hessian X'X (GPTQ, equation 2) has no full rank.
     """
-    from ensemble.prompts import load_tokenizer
+    from ensemble.tokens import load_tokenizer
 
     tokenizer, longest = load_tokenizer(Path(job["source"]), job["trust"]), job["recipe"]["sample_tokens"]
     start, gap = tokenizer("")["input_ids"][:1], tokenizer("\n\n", add_special_tokens=False)["input_ids"]

@@ -14,11 +14,12 @@ from ensemble.config import RunConfig
 from ensemble.errors import QuorumError
 from ensemble.files import location
 from ensemble.plan import Evidences, Plan, sample_seed, store_hash
-from ensemble.prompts import Prompter, load_tokenizer
+from ensemble.prompts import Prompter
 from ensemble.read import iter_blocks
 from ensemble.records import Decision, Question, Sample, Score
 from ensemble.store import StoreWriter
 from ensemble.tally import Tally
+from ensemble.tokens import load_tokenizer
 from ensemble.votes import Evidence, Voter
 from pipelines.cluster import EngineClient, enter
 from pipelines.work import Part

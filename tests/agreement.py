@@ -14,9 +14,10 @@ from ensemble import models
 from ensemble.config import ROOT, Letter, Member, RunConfig, Sampling
 from ensemble.engine import ScoreRequest, VLLMEngine
 from ensemble.load import load_config, read_yaml
-from ensemble.prompts import Prompter, load_tokenizer
+from ensemble.prompts import Prompter
 from ensemble.questions import parse_question
 from ensemble.rows import iter_rows
+from ensemble.tokens import load_tokenizer
 
 N = 20
 

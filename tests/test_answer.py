@@ -9,8 +9,9 @@ from ensemble.answer import Asker, answer, request_seed
 from ensemble.config import Cloze, Letter, Member, ModelConfig, Sampling, Source, TaskPlan, Template
 from ensemble.errors import EngineError
 from ensemble.fake import FakeEngine, pseudo_logprob
-from ensemble.prompts import Prompter, load_tokenizer
+from ensemble.prompts import Prompter
 from ensemble.records import Sample, Score
+from ensemble.tokens import load_tokenizer
 from ensemble.votes import Voter, cyclic
 from tests.conftest import question
 

@@ -12,9 +12,10 @@ from ensemble import models
 from ensemble.config import ROOT, Letter, Member, Sampling, Shots, Template
 from ensemble.errors import TooLongError
 from ensemble.load import load_config
-from ensemble.prompts import Prompter, cut_span, load_tokenizer
+from ensemble.prompts import Prompter, cut_span
 from ensemble.questions import parse_question
 from ensemble.records import Question
+from ensemble.tokens import load_tokenizer
 from tests.conftest import question
 
 CONTEXT, ANSWER = 2048, 128

@@ -9,8 +9,9 @@ from ensemble import models
 from ensemble.config import ROOT, Letter, Member, ModelConfig, Sampling, Shots, Source, Template
 from ensemble.errors import ConfigError, PromptError, TooLongError
 from ensemble.load import load_config, read_yaml
-from ensemble.prompts import Prompter, cut_span, load_tokenizer
+from ensemble.prompts import Prompter, cut_span
 from ensemble.render import Renderer, join_plain
+from ensemble.tokens import load_tokenizer
 from tests.conftest import question
 
 
