@@ -206,7 +206,7 @@ class TaskPlan(Record):
 
 
 class Store(Record):
-    path: str = Field("runs/store", description="Folder of the score store, shared by all runs and pipelines.")
+    path: str = Field("runs/store", description="Score store, shared by all runs and pipelines; a path, s3:// or gs://.")
     flush_seconds: Annotated[float, Field(gt=0)] = Field(2.0, description="A segment is written this often.")
 
 
@@ -226,8 +226,8 @@ class RayConfig(Record):
 class RunConfig(Record):
     """A run: input, tasks and where results go."""
 
-    input: str | None = Field(None, description="Question file, glob or folder.")
-    output: str = Field("runs/default", description="Run folder.")
+    input: str | None = Field(None, description="Question file, glob or folder; a path, s3:// or gs://.")
+    output: str = Field("runs/default", description="Run folder; a path, s3:// or gs://.")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Of sampling and of bootstrap intervals.")
     near_tie: Annotated[float, Field(ge=0)] = Field(
         0.1, description="Log-probability per token that other batching or hardware may change; marks near ties."

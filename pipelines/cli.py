@@ -18,8 +18,14 @@ def parser(description: str, epilog: str) -> argparse.ArgumentParser:
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--config", required=True, metavar="FILE", help="run config (YAML); configs/demo.yaml is a start")
-    p.add_argument("--input", metavar="FILE", help="question file, glob or folder (JSONL or a JSON array)")
-    p.add_argument("--output", metavar="DIR", help="run folder for predictions, grades, submission, report")
+    p.add_argument(
+        "--input",
+        metavar="FILE",
+        help="question file, glob or folder: JSONL, a JSON array, Parquet or CSV; here, on s3:// or on gs://",
+    )
+    p.add_argument(
+        "--output", metavar="DIR", help="run folder for predictions, grades, submission, report; may be s3:// or gs://"
+    )
     p.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="change one config key, lists by index: --set tasks.math.members.0.sampling.max_tokens=200",

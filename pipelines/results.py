@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ensemble.errors import InputError
+from ensemble.files import location
 from ensemble.outputs import Decided, Outside, Written, write_results
 from ensemble.plan import Evidences, Plan, replay
 from ensemble.questions import parse_question
@@ -73,7 +74,7 @@ class _Incomplete(Exception):
 
 def read_outside(gold: str | None, overlay: str | None, baseline: str | None) -> Outside:
     """Files named on the command line. Raises InputError where one cannot be used."""
-    paths = (Path(name) if name else None for name in (overlay, baseline))
+    paths = (location(name) if name else None for name in (overlay, baseline))
     return Outside(read_gold(gold) if gold else None, *paths)
 
 

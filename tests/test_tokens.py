@@ -12,8 +12,24 @@ from ensemble.models import prepare
 from ensemble.tokens import BREAK_ENDS_WORD, _seam, encoder, load_tokenizer
 
 PIECES = st.sampled_from(
-    ["a", " b", "Answer:", "\n", "\n\n", "\n\n\n", " \n", "\n ", "\r\n", "\t", "  ", "4", "½", "²", "5.", "'s", "'"]
-    + [
+    [
+        "a",
+        " b",
+        "Answer:",
+        "\n",
+        "\n\n",
+        "\n\n\n",
+        " \n",
+        "\n ",
+        "\r\n",
+        "\t",
+        "  ",
+        "4",
+        "½",
+        "²",
+        "5.",
+        "'s",
+        "'",
         "(",
         ")",
         "?",
@@ -22,15 +38,24 @@ PIECES = st.sampled_from(
         "。",
         "〇",
         "é",
-        "e\u0301",
+        "é",
         "🙂",
         "<|im_end|>",
         "<|im_start|>",
         "<",
-        "\u00a0",
+        "\xa0",
         "\u3000",
+        "\x1c",
+        "\u2028",
+        "\x85",
+        "Q: x",
+        "A\n\nQ",
+        "4\n\n5",
+        "x\n\n<|im_end|>",
+        "-",
+        "_",
+        "\x0b",
     ]
-    + ["\x1c", "\u2028", "\x85", "Q: x", "A\n\nQ", "4\n\n5", "x\n\n<|im_end|>", "-", "_", "\x0b"]
 )
 TEXTS = st.lists(PIECES, max_size=25).map("".join) | st.text(max_size=60)
 
