@@ -206,7 +206,9 @@ class TaskPlan(Record):
 
 
 class Store(Record):
-    path: str = Field("runs/store", description="Score store, shared by all runs and pipelines; a path, s3:// or gs://.")
+    path: str = Field(
+        "runs/store", description="Score store, shared by all runs and pipelines; a path, s3:// or gs://."
+    )
     flush_seconds: Annotated[float, Field(gt=0)] = Field(2.0, description="A segment is written this often.")
 
 

@@ -1,6 +1,6 @@
 """Who answers what, under which key it is stored, and what the store already knows. No Ray, no torch, no model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -40,8 +40,13 @@ class Plan(NamedTuple):
         return Voter(plan, [m.name for m in self.tasks[task]], self.config.near_tie, shown)
 
 
-def make_plan(config: RunConfig, tasks: Sequence[str]) -> Plan:
-    """The plan for the tasks that the input has. Raises ConfigError, ModelError or PromptError."""
+def make_plan(
+    config: RunConfig, tasks: Sequence[str], files: Callable[[ModelConfig], str] = models.fingerprint
+) -> Plan:
+    """The plan for the tasks that the input has; files: what stands for a model's files in the store's keys.
+
+    Raises ConfigError, ModelError or PromptError.
+    """
     wanted: dict[Task, tuple[PlannedMember, ...]] = {}
     devices: dict[str, str] = {}
     for task, plan in config.tasks.items():
@@ -51,7 +56,7 @@ def make_plan(config: RunConfig, tasks: Sequence[str]) -> Plan:
         for member in plan.members:
             model = config.models[member.model]
             device = devices.setdefault(member.model, models.device(model.engine.device))
-            description = member_description(member, model, config.templates[member.template], device)
+            description = member_description(member, model, config.templates[member.template], device, files(model))
             scored = member.scoring is not None and member.scoring.method != "generate"
             by_group = uses_group(config.templates[member.template])
             planned.append(PlannedMember(member_name(member), fingerprint(description), member, scored, by_group))
@@ -64,7 +69,9 @@ def member_name(member: Member) -> str:
     return f"{Path(member.model).stem}/{Path(member.template).stem}"
 
 
-def member_description(member: Member, model: ModelConfig, template: Template, device: str) -> dict[str, object]:
+def member_description(
+    member: Member, model: ModelConfig, template: Template, device: str, files: str
+) -> dict[str, object]:
     """All that changes what a member says about a question, and nothing else: its digest is the store's key.
 
     The normalisation of cloze scores, weights and seeds are left out: they are applied to what is stored,
@@ -73,7 +80,7 @@ def member_description(member: Member, model: ModelConfig, template: Template, d
     scoring = member.scoring
     scored = scoring is not None and scoring.method != "generate"
     return {
-        "model": models.fingerprint(model),
+        "model": files,
         "dtype": model.dtype,
         "quantization": model.quantization,
         "context_length": model.context_length,
@@ -153,5 +160,7 @@ def describe_members(plan: Plan, root: Path) -> None:
     for members in plan.tasks.values():
         for m in members:
             model, template = config.models[m.member.model], config.templates[m.member.template]
-            description = member_description(m.member, model, template, plan.devices[m.member.model])
+            description = member_description(
+                m.member, model, template, plan.devices[m.member.model], models.fingerprint(model)
+            )
             describe_member(root, m.key, {"name": m.name, **description})

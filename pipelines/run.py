@@ -5,15 +5,17 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ensemble import manifest, report
-from ensemble.config import RunConfig
-from ensemble.errors import ConfigError, EngineError, InputError, StoreError
+from ensemble import manifest, models, report
+from ensemble.config import ModelConfig, RunConfig
+from ensemble.errors import ConfigError, EngineError, InputError, ModelError, StoreError
 from ensemble.files import location, lock_file, output_error, remove_tree, write_json
 from ensemble.grading import check_metrics
 from ensemble.load import load_config
@@ -50,7 +52,8 @@ def solve(options: argparse.Namespace, started: float) -> int:
         progress = held.enter_context(Progress())
         read = _read(config, options, scratch, folder, errors, progress)
         clock.lap("read")
-        plan = make_plan(_covering(config, read), list(read.by_task))
+        files = _files_known(progress) if options.dry_run else models.fingerprint
+        plan = make_plan(_covering(config, read), list(read.by_task), files)
         for warning in prompt_warnings(config, read.by_task):
             progress.warn(warning)
         if options.fresh:
@@ -125,6 +128,20 @@ def _read(
     if read.missing_ids:
         progress.warn(f"--ids: no row has id {', '.join(read.missing_ids[:5])}")
     return read
+
+
+def _files_known(progress: Progress) -> Callable[[ModelConfig], str]:
+    """A dry run goes on where a model cannot be reached: what the store has of it is then not known."""
+
+    @cache
+    def files(model: str) -> str:
+        try:
+            return models.fingerprint(ModelConfig.model_validate_json(model))
+        except ModelError as e:
+            progress.warn(f"{e}; what the store has of this model is not known")
+            return "unknown"
+
+    return lambda model: files(model.model_dump_json())
 
 
 def _look(results: Results, read: InputSummary) -> tuple[Counter[str], Written | None]:

@@ -197,7 +197,7 @@ def test_the_key_covers_the_shots_that_some_question_sees(tmp_path):
     def key(*rows: dict[str, object], n: int = 1, by_group: bool = True) -> str:
         file = write(tmp_path / "dev.jsonl", *rows)
         template = load("letters", shots=Shots(file=file, n=n, by_group=by_group))
-        return str(member_description(member, model, template, "cpu")["shots"])
+        return str(member_description(member, model, template, "cpu", "files")["shots"])
 
     art, law, more = choice_row(1, "art"), choice_row(1, "law"), choice_row(2, "art")
     assert key(art, law) != key(art)
