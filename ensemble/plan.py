@@ -1,6 +1,6 @@
 """Who answers what, under which key it is stored, and what the store already knows. No Ray, no torch, no model."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -137,21 +137,26 @@ def sample_seed(member: Member, seed: int) -> int:
     return seed if member.sampling.temperature > 0 else 0
 
 
+def known(plan: Plan, root: Path, blocks: Iterable[list[Question]]) -> Iterator[tuple[Question, Voter, list[Evidence]]]:
+    """Each question with its task's voter and what the store knows of it."""
+    evidences = Evidences(plan, root)
+    voters = {task: plan.voter(task) for task in plan.tasks}
+    for block in blocks:
+        for question, evidence in evidences(block):
+            yield question, voters[question.task], evidence
+
+
 def replay(
-    plan: Plan, root: Path, blocks: Iterator[list[Question]], partial: bool = False
+    plan: Plan, root: Path, blocks: Iterable[list[Question]], partial: bool = False
 ) -> Iterator[tuple[Question, Decision | None]]:
     """Each question with its decision, or None where the store lacks something. Needs no model.
 
     partial: also decide, and say so, where the store has only a part of what the plan wants.
     """
-    evidences = Evidences(plan, root)
-    voters = {task: plan.voter(task) for task in plan.tasks}
-    for block in blocks:
-        for question, evidence in evidences(block):
-            voter = voters[question.task]
-            whole = not voter.missing(question, evidence)
-            decision = voter.best(question, evidence) if whole or partial else None
-            yield question, decision if decision is None or whole else replace(decision, partial=True)
+    for question, voter, evidence in known(plan, root, blocks):
+        whole = not voter.missing(question, evidence)
+        decision = voter.best(question, evidence) if whole or partial else None
+        yield question, decision if decision is None or whole else replace(decision, partial=True)
 
 
 def describe_members(plan: Plan, root: Path) -> None:

@@ -73,9 +73,9 @@ class Item(NamedTuple):
 
 def by_promise(plan: Plan, store: Path, blocks: Sequence[str]) -> list[Item]:
     """What is still missing of questions that have an answer, the most promising first."""
-    evidences, voters = Evidences(plan, store), {task: plan.voter(task) for task in plan.tasks}
     rows: list[tuple[int, int, str]] = []  # block, row_index, task
     promises: list[float] = []
+    evidences, voters = Evidences(plan, store), {task: plan.voter(task) for task in plan.tasks}
     for number, block in enumerate(iter_blocks(blocks)):
         for question, evidence in evidences(block):
             voter = voters[question.task]

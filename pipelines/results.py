@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from ensemble.errors import InputError
 from ensemble.files import location
 from ensemble.outputs import Decided, Outside, Written, write_results
-from ensemble.plan import Evidences, Plan, replay
+from ensemble.plan import Evidences, Plan, known, replay
 from ensemble.questions import parse_question
 from ensemble.read import find_inputs, iter_blocks
 from ensemble.records import Gold
@@ -50,14 +51,14 @@ class Results(NamedTuple):
             return None
 
         def counted() -> Iterator[Decided]:
-            decided = self.decided()
-            for question, decision in decided:
-                if decision is None or decision.partial:
-                    missing[question.task] += 1
-                    if not self.partial:
-                        missing.update(q.task for q, d in decided if d is None)
-                        raise _Incomplete
-                yield question, decision
+            for question, voter, evidence in known(self.plan, self.store, iter_blocks(self.blocks)):
+                lacks = bool(voter.missing(question, evidence))
+                missing[question.task] += lacks
+                if self.partial or not missing.total():  # else nothing will be written: only count
+                    decision = voter.best(question, evidence)
+                    yield question, replace(decision, partial=True) if decision is not None and lacks else decision
+            if missing.total() and not self.partial:
+                raise _Incomplete
 
         try:
             return self._write(counted(), Tally(), None)
