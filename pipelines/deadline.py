@@ -24,7 +24,7 @@ WAVES = 20  # of questions of similar promise; within a wave they go block by bl
 ITEM_QUESTIONS = 512
 SAVE_SECONDS = 30.0  # between two intermediate submissions, at least
 SAVE_SHARE = 0.05  # of the time may go into writing them
-RESERVE_SECONDS = 6.0  # for stopping the engines and the report, besides the time of writing results
+RESERVE_SECONDS = 10.0  # to stop the engines and draw the report on a busy machine, besides the time of writing results
 
 
 class Deadline(NamedTuple):
