@@ -5,7 +5,8 @@ QuorumError
 ├── InputError           a question file or row cannot be used
 ├── ModelError           a model cannot be found, prepared or loaded
 ├── PromptError          a template and a tokenizer do not fit (letters that collide)
-│   └── TooLongError     one question does not fit the context
+│   ├── TooLongError     one question does not fit the context
+│   └── UnaskableError   one question cannot be asked by a template (more options than labels, no shots of its group)
 ├── EngineError          an engine died or answered nonsense
 └── StoreError           the score store or the run folder cannot be written or read
 """
@@ -32,6 +33,10 @@ class PromptError(QuorumError, ValueError):
 
 
 class TooLongError(PromptError):
+    pass
+
+
+class UnaskableError(PromptError):
     pass
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from ensemble import models
 from ensemble.config import ModelConfig
+from ensemble.errors import ModelError
 
 GIB = 2**30
 
@@ -45,7 +46,7 @@ class Needs(NamedTuple):
     layers: int
     kv_heads: int
     head_dim: int
-    kv_bytes: int  # of a number: 2 in 16 bits, 1 in fp8
+    kv_bytes: int  # of a number: 2 in 16 bits, 4 in float32
 
     def kv_token(self, gpus: int = 1) -> int:
         """Bytes of KV cache of a token on each of so many GPUs."""
@@ -150,7 +151,10 @@ def _from_files(model: ModelConfig) -> Needs | None:
     folder = _folder(model)
     if folder is None or not (folder / "config.json").is_file():
         return None
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ModelError(f"{folder / 'config.json'} is no JSON ({e}): copy or download the model again") from None
     weights = sum(p.stat().st_size for p in folder.glob("*.safetensors")) or sum(
         p.stat().st_size for p in folder.glob("*.bin")
     )

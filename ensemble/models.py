@@ -127,9 +127,11 @@ def _prepared(name: str, config: "ModelConfig", report: Callable[[str], None], m
     from filelock import FileLock, Timeout
 
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", re.sub(r"\.ya?ml$", "", Path(name).name)).lstrip(".-") or "model"
-    folder = home() / "models" / f"{stem}-{fingerprint(config)[:12]}"
-    if _damage(folder) is None:
-        return folder
+    digits = fingerprint(config)[:12]
+    folder = home() / "models" / f"{stem}-{digits}"
+    for found in (folder, *sorted(folder.parent.glob(f"*-{digits}"))):  # under another name the files are the same
+        if _damage(found) is None:
+            return found
     (home() / "locks").mkdir(parents=True, exist_ok=True)
     lock = FileLock(home() / "locks" / f"{folder.name}.lock")
     try:

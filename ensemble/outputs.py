@@ -73,7 +73,10 @@ def write_results(
     gold_matched = 0
     book, answered, failed = GradeBook(), Counter[str](), list[RowError]()
     partial = near_ties = cut = 0
-    digest = Digest(plan.config.seed, tally.slowest, {t: next(iter(m)) for t, m in plan.config.baseline.items()})
+    compared_by: dict[str, str] = {task: next(iter(means)) for task, means in plan.config.baseline.items()}
+    if baseline is not None:
+        compared_by = {task: baseline.metric(task) for task in plan.tasks}
+    digest = Digest(plan.config.seed, tally.top(), compared_by)
     with ExitStack() as files:
         predictions = files.enter_context(replacing(folder / "predictions.jsonl"))
         submission = files.enter_context(replacing(folder / "submission.json"))

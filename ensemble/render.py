@@ -9,7 +9,7 @@ import jinja2.meta
 import jinja2.sandbox
 
 from ensemble.config import Template
-from ensemble.errors import ConfigError, PromptError
+from ensemble.errors import ConfigError, UnaskableError
 from ensemble.records import Order, Question
 from ensemble.shots import of_group, read_shots
 
@@ -116,7 +116,7 @@ class Renderer:
 
     def _values(self, question: Question, order: Order, text: str, context: str | None) -> dict[str, Any]:
         if len(order) > len(self.labels):
-            raise PromptError(
+            raise UnaskableError(
                 f"template {self.name}: {len(order)} options, and only {len(self.labels)} labels "
                 f"({', '.join(self.labels)}): add labels, or set labels: letters (26) or numbers"
             )

@@ -5,6 +5,7 @@ The numbers are those of Google's rouge-score for the same tokens. Its table for
 measures.
 """
 
+import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -81,12 +82,23 @@ def _characters(text: str) -> list[str]:
     return [c for c in unicodedata.normalize("NFKC", text).lower() if not c.isspace()]
 
 
-@cache
-def _sudachi() -> Any:
-    try:
-        from sudachipy import Dictionary, SplitMode
+_splitters = threading.local()  # a splitter refuses a second thread; the dictionary behind it is shared
 
-        return Dictionary(dict="core").tokenizer(mode=SplitMode.A)
+
+def _sudachi() -> Any:
+    if not hasattr(_splitters, "own"):
+        from sudachipy import SplitMode
+
+        _splitters.own = _dictionary().tokenizer(mode=SplitMode.A)
+    return _splitters.own
+
+
+@cache
+def _dictionary() -> Any:
+    try:
+        from sudachipy import Dictionary
+
+        return Dictionary(dict="core")
     except ImportError as e:  # of the package, or of its dictionary
         cure = "pip install sudachipy sudachidict-core, or set rouge_words: characters"
         raise ConfigError(f"rouge_words: sudachi needs SudachiPy and its dictionary: {cure}") from e

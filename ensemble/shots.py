@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ensemble.config import ROOT, Shots, Template, fingerprint
-from ensemble.errors import ConfigError
+from ensemble.errors import ConfigError, UnaskableError
 from ensemble.records import Question
 
 T = TypeVar("T")
@@ -31,7 +31,8 @@ def of_group(table: Mapping[str | None, Sequence[T]], shots: Shots, group: str |
     found = table.get(key, ())
     if len(found) < shots.n:
         of = f" of group {key!r}" if shots.by_group else ""
-        raise ConfigError(f"{shots.file}: {len(found)} rows{of} for {shots.n} shots; lower shots.n or add rows")
+        kind = UnaskableError if shots.by_group else ConfigError
+        raise kind(f"{shots.file}: {len(found)} rows{of} for {shots.n} shots; lower shots.n or add rows")
     return found
 
 

@@ -5,7 +5,7 @@
     STORE/scores/<key>/<segment>.parquet         one row per question: orders x options log-probabilities
     STORE/samples/<key>/<segment>.parquet        one row per generated text
 
-A member's key is semantic (`ensemble.plan.member_key`), a row's is its question's content hash. Segments are
+A member's key is semantic (`ensemble.plan.member_description`), a row's is its question's content hash. Segments are
 written by one writer per stage actor under a unique, time-ordered name, in one step; of duplicate rows the first
 by (segment name, row) counts, so a replay gives the same values whatever ran at the same time. STORE is a folder or
 s3://bucket/folder, gs://bucket/folder.

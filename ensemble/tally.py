@@ -15,16 +15,14 @@ SLOWEST = 30  # questions kept by name
 class Tally:
     """Counts of one item of work, or of all of them; JSON in between.
 
-    errors: row_index -> type, message. computed: questions that an engine was asked about. left: questions that the
-    deadline kept from being asked, or answered. usage: task -> member -> requests and tokens. spans: task -> first
-    start and last end, epoch seconds. drift: change of a log-probability of each question that was asked twice.
-    letter_mass: task -> smallest. slowest: {row_index, id, task, seconds}, longest first. seconds: of the driver's
-    steps. fatal: type and message of what ends the run.
+    errors: row_index -> type, message. computed: questions that an engine was asked about. usage: task -> member ->
+    requests and tokens. spans: task -> first start and last end, epoch seconds. drift: change of a log-probability of
+    each question that was asked twice. letter_mass: task -> smallest. slowest: {row_index, id, task, seconds}, at
+    least the `top` ones. seconds: of the driver's steps. fatal: type and message of what ends the run.
     """
 
     errors: dict[int, tuple[str, str]] = field(default_factory=dict)
     computed: int = 0
-    left: int = 0
     usage: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)
     spans: dict[str, tuple[float, float]] = field(default_factory=dict)
     drift: list[float] = field(default_factory=list)
@@ -43,7 +41,6 @@ class Tally:
     def add(self, other: "Tally") -> None:
         self.errors |= other.errors
         self.computed += other.computed
-        self.left += other.left
         for task, members in other.usage.items():
             for member, counts in members.items():
                 self.usage.setdefault(task, {}).setdefault(member, Counter()).update(counts)
@@ -59,14 +56,14 @@ class Tally:
     def _keep_slowest(self, rows: list[dict[str, Any]]) -> None:
         self.slowest += rows
         if len(self.slowest) >= 10 * SLOWEST:  # now and then: once a question would cost more than to answer it
-            self._prune()
+            self.slowest = self.top()
 
-    def _prune(self) -> None:
-        self.slowest = heapq.nlargest(SLOWEST, self.slowest, key=lambda row: row["seconds"])
+    def top(self) -> list[dict[str, Any]]:
+        """The slowest questions, longest first."""
+        return heapq.nlargest(SLOWEST, self.slowest, key=lambda row: row["seconds"])
 
     def to_json(self) -> str:
-        self._prune()
-        return json.dumps(vars(self) | {"errors": list(self.errors.items())})
+        return json.dumps(vars(self) | {"slowest": self.top(), "errors": list(self.errors.items())})
 
     @staticmethod
     def from_json(text: str) -> "Tally":

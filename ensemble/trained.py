@@ -17,7 +17,7 @@ from ensemble.load import read_yaml
 from ensemble.names import unknown
 from ensemble.plan import member_name
 from ensemble.records import Question, Task
-from ensemble.render import Renderer, join_plain
+from ensemble.render import Renderer, join_plain, labels
 
 PROMPT_FILE = "quorum_prompt.yaml"
 SHOWN = 40  # characters of a line in a warning
@@ -74,7 +74,7 @@ def _difference(config: RunConfig, task: Task, member: Member, trained: Template
         is_so, was = ("chat turns", "running text")[:: 1 if is_chat(model, asked) else -1]
         return f"writes {is_so} instead of {was}"
     cloze = member.scoring is not None and member.scoring.method == "cloze"
-    for question in _specimens(task):
+    for question in _specimens(task, min(len(labels(asked)), len(labels(trained)))):
         lines = [_lines(template, question, is_chat(model, asked), cloze) for template in (asked, trained)]
         for n, (this, other) in enumerate(zip_longest(*lines), 1):
             if this != other:
@@ -85,9 +85,9 @@ def _difference(config: RunConfig, task: Task, member: Member, trained: Template
     return ""
 
 
-def _specimens(task: Task) -> Iterator[Question]:
-    """A question of the task without and with a context."""
-    choices = ("red", "green", "blue", "black") if task == "multiple_choice" else ()
+def _specimens(task: Task, most: int) -> Iterator[Question]:
+    """A question of the task without and with a context; most: options for which there are labels."""
+    choices = ("red", "green", "blue", "black")[:most] if task == "multiple_choice" else ()
     for context in (None, "A passage."):
         yield Question(0, "", 0, 0, task, "A question.", context, choices, group="a_group", hash=b"specimen")
 

@@ -9,7 +9,8 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,15 +25,24 @@ WAVES = 20  # of questions of similar promise; within a wave they go block by bl
 ITEM_QUESTIONS = 512
 SAVE_SECONDS = 30.0  # between two intermediate submissions, at least
 SAVE_SHARE = 0.05  # of the time may go into writing them
+# To write a question's results: its vote, grade and lines; texts are compared with gold and with each other.
+WRITING_SECONDS = {"multiple_choice": 0.0003, "math": 0.0005, "generation": 0.001, "summarization": 0.004}
 RESERVE_SECONDS = 10.0  # to stop the engines and draw the report on a busy machine, besides the time of writing results
 
 
-class Deadline(NamedTuple):
-    """ends: epoch seconds at which the process is to be done. writing: seconds that writing the results takes."""
+@dataclass
+class Deadline:
+    """ends: epoch seconds at which the process is to be done. writing: seconds that writing the results takes, an
+    estimate until they were first written in full."""
 
     seconds: float
     ends: float
     writing: float
+
+    @staticmethod
+    def of(seconds: float, started: float, rows: Mapping[str, int]) -> "Deadline":
+        """For a run that started at `started` (epoch seconds), with its questions per task."""
+        return Deadline(seconds, started + seconds, sum(n * WRITING_SECONDS[task] for task, n in rows.items()))
 
     @property
     def until(self) -> float:
@@ -41,8 +51,7 @@ class Deadline(NamedTuple):
 
     def unreached(self) -> tuple[str, str]:
         """The error of a question that was not answered in time."""
-        cure = "a guess is submitted; run the same command again to go on"
-        return "DeadlineError", f"not reached within {self.seconds:g} s; {cure}"
+        return "DeadlineError", f"not reached within {self.seconds:g} s; another run on this store goes on from there"
 
     def kept(self, written: Written, now: float) -> dict[str, object]:
         """What the deadline left out, for the manifest."""
@@ -100,9 +109,9 @@ def by_promise(plan: Plan, store: Path, blocks: Sequence[str]) -> list[Item]:
 class Saver:
     """While open, a thread calls `save` now and then, so that what was reached is on disk as a submission."""
 
-    def __init__(self, save: Callable[[], object], writing: float) -> None:
-        """writing: seconds that a save takes."""
-        self._save, self._pause = save, max(SAVE_SECONDS, writing / SAVE_SHARE)
+    def __init__(self, save: Callable[[], object], deadline: Deadline, warn: Callable[[str], None]) -> None:
+        """warn: told of a save that failed; the next one may succeed."""
+        self._save, self._deadline, self._warn = save, deadline, warn
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -114,7 +123,12 @@ class Saver:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._end.wait(self._pause):
-            started = time.monotonic()
-            self._save()
-            self._pause = max(SAVE_SECONDS, (time.monotonic() - started) / SAVE_SHARE)
+        while not self._end.wait(max(SAVE_SECONDS, self._deadline.writing / SAVE_SHARE)):
+            started = time.time()
+            if started + self._deadline.writing > self._deadline.until:
+                return  # the last results are about to be written anyway
+            try:
+                self._save()
+            except Exception as e:
+                self._warn(f"an intermediate submission could not be written: {' '.join(str(e).split())[:300]}")
+            self._deadline.writing = max(self._deadline.writing, time.time() - started)

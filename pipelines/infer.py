@@ -68,6 +68,9 @@ def infer(
         tally.seconds[name] = round(time.monotonic() - clock + tally.seconds.get(name, 0), 3)
         clock = time.monotonic()
 
+    if until is not None and time.time() >= until:
+        progress.warn("the deadline leaves no time to ask")
+        return
     progress.note("starting Ray")
     connect(config.ray)
     try:
@@ -95,11 +98,12 @@ def infer(
         with _watching(job.board, missing, progress, until):
             _stream_until(data, job, [[Part(block)] for block in blocks], tally, progress)
         lap("solve")
-        items = [] if deadline is None else by_promise(plan, location(store), blocks)
-        if items and deadline is not None and time.time() < deadline.until:
-            job = job._replace(first=False, board=board.remote())
-            with _watching(job.board, sum((item.tasks for item in items), Counter()), progress, until):
-                _stream_until(data, job, [item.parts for item in items], tally, progress)
+        if deadline is not None and time.time() < deadline.until:
+            items = by_promise(plan, location(store), blocks)
+            job = job._replace(first=False, board=board.remote(), until=deadline.until)
+            if items and time.time() < deadline.until:
+                with _watching(job.board, sum((item.tasks for item in items), Counter()), progress, job.until):
+                    _stream_until(data, job, [item.parts for item in items], tally, progress)
             lap("solve")
         for actors in engines.values():
             for actor in actors:

@@ -53,7 +53,8 @@ class Results(NamedTuple):
         def counted() -> Iterator[Decided]:
             for question, voter, evidence in known(self.plan, self.store, iter_blocks(self.blocks)):
                 lacks = bool(voter.missing(question, evidence))
-                missing[question.task] += lacks
+                if lacks:
+                    missing[question.task] += 1
                 if self.partial or not missing.total():  # else nothing will be written: only count
                     decision = voter.best(question, evidence)
                     yield question, replace(decision, partial=True) if decision is not None and lacks else decision
@@ -80,7 +81,15 @@ def read_outside(gold: str | None, overlay: str | None, baseline: str | None) ->
 
 
 def check_outside(results: Results) -> None:
-    """Raises InputError where another submission answers none of the questions, before anything is computed."""
+    """Raises InputError where gold does not fit its question or another submission answers none of the questions.
+
+    Before anything is computed.
+    """
+    for question in (q for block in iter_blocks(results.blocks) for q in block) if results.outside.gold else ():
+        gold = (results.outside.gold or {}).get(question.id)
+        fits = gold < len(question.choices) if isinstance(gold, int) else not question.choices
+        if gold is not None and not fits:
+            raise InputError(f"gold for id {question.id!r} is of another question: give the gold of this input's ids")
     if (overlay := results.outside.overlay) is not None:
         require_common(overlay, read_answers(overlay), results.ids())
     if (baseline := results.outside.baseline) is not None:

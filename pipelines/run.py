@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -59,20 +59,20 @@ def solve(options: argparse.Namespace, started: float) -> int:
         if options.fresh:
             remove_tree(scratch / "fresh-store")
         store = _store(scratch / "fresh-store" if options.fresh else location(config.store.path))
-        if options.dry_run:
-            summary.print_plan(plan, read, _missing(plan, store, read), store, folder)
-            return cli.OK
         outside = read_outside(options.gold, options.overlay, options.baseline)
         results = Results(folder, plan, store, read.blocks, outside, partial=options.deadline is not None)
         check_outside(results)
-        describe_members(plan, store)
+        if options.dry_run:
+            summary.print_plan(plan, read, _missing(plan, store, read), store, folder)
+            return cli.OK
+        _describe(plan, store)
         missing, written = _look(results, read)
         clock.lap("plan")
         stored = read.rows - missing.total()
         progress.note(f"{read.rows} questions, {stored} answered from the store, {missing.total()} to compute")
         tally, stopped, deadline = Tally(), None, None
         if options.deadline is not None:
-            deadline = Deadline(options.deadline, started + options.deadline, clock.seconds["plan"])
+            deadline = Deadline.of(options.deadline, started, read.by_task)
         if missing:
             stopped = _infer(results, str(store), missing, progress, tally, deadline)
         clock.lap("infer")
@@ -119,8 +119,10 @@ def _read(
     try:
         read = read_questions(config.input or "", scratch / "questions", cli.selection(options), errors.append)
     except InputError:
-        write_errors(folder / "errors.jsonl", errors)
+        write_errors(scratch / "errors.jsonl", errors)
         raise
+    except StoreError as e:  # nothing was started yet
+        raise ConfigError(str(e)) from None
     for error in errors[:5]:
         progress.warn(f"{error.file}:{error.line}: {error.message}")
     if len(errors) > 5:
@@ -142,6 +144,13 @@ def _files_known(progress: Progress) -> Callable[[ModelConfig], str]:
             return "unknown"
 
     return lambda model: files(model.model_dump_json())
+
+
+def _describe(plan: Plan, store: Path) -> None:
+    try:
+        describe_members(plan, store)
+    except OSError as e:
+        raise ConfigError(f"store {store}: {e.strerror or e}; make it writable, or give --set store.path=DIR") from None
 
 
 def _look(results: Results, read: InputSummary) -> tuple[Counter[str], Written | None]:
@@ -175,7 +184,8 @@ def _infer(
     try:
         with ExitStack() as saving:
             if deadline is not None:
-                saving.enter_context(Saver(lambda: results.write(tally, deadline.unreached()), deadline.writing))
+                save = partial(results.write, tally, deadline.unreached())
+                saving.enter_context(Saver(save, deadline, progress.warn))
             infer(results.plan, store, results.blocks, missing, progress, tally, deadline)
     except (EngineError, StoreError) as e:  # what was answered until then is written all the same
         progress.warn(f"the run stopped: {e}")

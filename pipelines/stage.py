@@ -80,7 +80,6 @@ class Solver:
     async def _one(self, question: Question, evidence: list[Evidence], tally: Tally) -> None:
         until, started, failed = self._job.until, time.time(), False
         if until is not None and started >= until:
-            tally.left += 1
             return
         voter = self._voters.setdefault(question.task, self._plan.voter(question.task))
         try:
@@ -89,9 +88,9 @@ class Solver:
             tally.computed += 1
             async with asyncio.timeout(None if until is None else until - started):
                 await self._ask(question, evidence, voter, tally)
-        except TimeoutError:
-            tally.left += 1
         except Exception as e:  # whatever it is, the other questions go on
+            if isinstance(e, TimeoutError) and until is not None and time.time() >= until:
+                return
             tally.errors[question.row_index] = type(e).__name__, _message(e)
             failed = True
         self._writer.flush_if_due()

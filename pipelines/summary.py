@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ensemble import memory
+from ensemble.errors import UnaskableError
 from ensemble.outputs import Written
 from ensemble.plan import Plan, PlannedMember
 from ensemble.read import InputSummary, iter_blocks
@@ -62,7 +63,10 @@ def _cost(
     prompts = tokens = 0
     for question in sample:
         order = tuple(range(len(question.choices)))
-        turns = renderer.turns(question, order, question.text, question.context, renderer.n_shots)
+        try:
+            turns = renderer.turns(question, order, question.text, question.context, renderer.n_shots)
+        except UnaskableError:  # will be an error of its own
+            continue
         length = min(
             estimated_tokens("".join(text for _, text in turns)), plan.config.models[member.model].context_length
         )
@@ -130,11 +134,11 @@ def print_results(
 def deadline_line(kept: Mapping[str, Any]) -> str:
     """What the deadline left out."""
     left = kept["answered_in_part"] + kept["not_reached"]
-    what = f"{kept['answered_in_part']} answered in part, {kept['not_reached']} not reached and guessed"
+    what = f"{kept['answered_in_part']} answered in part, {kept['not_reached']} not reached"
     return (
         f"deadline {kept['seconds']:g} s, {kept['seconds_left']:g} s left: {kept['answered_in_full']} questions have "
         f"their whole plan, {what if left else 'nothing was left out'}"
-        + ("; the same command goes on from there" if left else "")
+        + ("; another run on this store goes on from there" if left else "")
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -234,7 +235,8 @@ def test_a_text_that_sudachi_refuses_whole_is_split_in_parts() -> None:
 
 @pytest.mark.parametrize("missing", ["sudachipy", "sudachidict_core"])
 def test_without_sudachi_the_cure_is_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    rouge._sudachi.cache_clear()
+    rouge._dictionary.cache_clear()
+    monkeypatch.setattr(rouge, "_splitters", threading.local())
     rouge.tokens.cache_clear()
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ConfigError, match="pip install sudachipy sudachidict-core, or set rouge_words: characters"):
@@ -267,3 +269,14 @@ def test_rouge2_char(prediction: str, reference: str, expected: float) -> None:
 def test_rouge2_char_is_a_symmetric_fraction_and_1_for_itself(prediction: str, reference: str) -> None:
     assert 0 <= rouge2_char(prediction, reference) == rouge2_char(reference, prediction) <= 1
     assert rouge2_char(prediction, prediction) == 1
+
+
+def test_threads_share_the_dictionary_and_not_the_splitter() -> None:
+    found: list[list[str]] = []
+    texts = [f"東京都に{i}回行った。" * 50 for i in range(40)]
+    workers = [threading.Thread(target=lambda: found.extend(rouge._japanese(t) for t in texts)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 4 * len(texts)

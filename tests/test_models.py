@@ -293,6 +293,14 @@ def test_a_models_path_as_name(package: str, log: Path, quorum_home: Path) -> No
     assert folder.name.startswith("tiny.v1-")
 
 
+def test_another_name_uses_what_is_there(package: str, log: Path) -> None:
+    folder = models.prepare("tiny", package_config(package), silent)
+    assert models.prepare("other", package_config(package), silent) == folder
+    remove(folder)
+    assert models.prepare("other", package_config(package), silent).name.startswith("other-")
+    assert len(log.read_text().splitlines()) == 2
+
+
 def test_missing_package() -> None:
     with pytest.raises(ModelError, match=r"model m: package no-such-pkg is not installed: pip install no-such-pkg$"):
         models.prepare("m", package_config("no-such-pkg"), silent)

@@ -136,7 +136,7 @@ def test_fifteen_bad_rows_of_forty_and_then_a_replay(sandbox: Sandbox):
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from pipelines import cli, run\n"
-        f"assert run.solve(cli.parser('', '').parse_args({[str(a) for a in arguments]!r})) == 1\n"
+        f"assert run.solve(cli.parser('', '').parse_args({[str(a) for a in arguments]!r}), 0.0) == 1\n"
         "assert not {'ray', 'torch', 'vllm', 'transformers'} & set(sys.modules)\n"
     )
     again = sandbox.solve(code=code)
@@ -265,3 +265,15 @@ def test_one_tasks_score_is_read_off_an_overlay(sandbox: Sandbox):
     refused = sandbox.solve(*arguments, "--overlay", other)
     assert refused.returncode == 2
     assert "has no answer to any of the questions" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("gold", "message"),
+    [({"id": "m4", "task": "multiple_choice", "text": "x", "choices": ["a", "b"], "answer": 1}, "'m4' is of another"),
+     (good(0) | {"choices": list("abcdefg"), "answer": 6}, "id 0 is of another")],
+)  # fmt: skip
+def test_gold_of_another_question_is_refused_before_anything_starts(sandbox: Sandbox, gold: dict, message: str):
+    arguments = ("--config", sandbox.config(), "--input", sandbox.rows([good(i) for i in range(5)]), "--output", "out")
+    done = sandbox.solve(*arguments, "--gold", sandbox.rows([gold], "gold.jsonl"), "--dry-run")
+    assert done.returncode == 2
+    assert message in done.stderr

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ensemble.config import ROOT, Shots, Template
-from ensemble.errors import ConfigError
+from ensemble.errors import ConfigError, UnaskableError
 from ensemble.load import load_config, read_yaml
 from ensemble.plan import make_plan, member_description, store_hash
 from ensemble.questions import parse_question
@@ -138,7 +138,7 @@ def test_shots_of_the_questions_own_group(tmp_path):
 def test_a_group_with_too_few_shots_is_named(tmp_path, group, n, message):
     file = write(tmp_path / "dev.jsonl", choice_row(1, "art"), choice_row(2, "art"))
     template = load("letters", shots=Shots(file=file, n=n, by_group=True))
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UnaskableError, match=message):
         prompt(template, question(group=group))
 
 
