@@ -87,18 +87,17 @@ _splitters = threading.local()  # a splitter refuses a second thread; the dictio
 
 def _sudachi() -> Any:
     if not hasattr(_splitters, "own"):
-        from sudachipy import SplitMode
-
-        _splitters.own = _dictionary().tokenizer(mode=SplitMode.A)
+        dictionary, mode = _dictionary()
+        _splitters.own = dictionary.tokenizer(mode=mode)
     return _splitters.own
 
 
 @cache
 def _dictionary() -> Any:
     try:
-        from sudachipy import Dictionary
+        from sudachipy import Dictionary, SplitMode
 
-        return Dictionary(dict="core")
+        return Dictionary(dict="core"), SplitMode.A
     except ImportError as e:  # of the package, or of its dictionary
         cure = "pip install sudachipy sudachidict-core, or set rouge_words: characters"
         raise ConfigError(f"rouge_words: sudachi needs SudachiPy and its dictionary: {cure}") from e
