@@ -14,7 +14,7 @@ DEMO = ROOT / "configs/demo.yaml"
 def test_the_demo_reaches_every_task_with_one_model():
     config = load_config(DEMO)
     assert set(config.tasks) == {"multiple_choice", "summarization", "generation", "math"}
-    assert list(config.models) == ["smollm2"]
+    assert list(config.models) == ["smollm2_gptq"]
     assert config.tasks["multiple_choice"].members[0].scoring.method == "cloze"
 
 
@@ -26,9 +26,9 @@ def test_the_demo_reaches_every_task_with_one_model():
         ("submission.format=matsuo", lambda c: c.submission.format == "matsuo"),
         ("tasks.math.members.0.sampling.max_tokens=9", lambda c: c.tasks["math"].members[0].sampling.max_tokens == 9),
         ("tasks.math.members.0.sampling.stop=[a, b]", lambda c: c.tasks["math"].members[0].sampling.stop == ("a", "b")),
-        ("models.smollm2.engine.max_num_seqs=8", lambda c: c.models["smollm2"].engine.max_num_seqs == 8),
+        ("models.smollm2_gptq.engine.max_num_seqs=8", lambda c: c.models["smollm2_gptq"].engine.max_num_seqs == 8),
         ("templates.cloze.unconditional=So", lambda c: c.templates["cloze"].unconditional == "So"),
-        ("models.smollm2.engine.env.A=b", lambda c: c.models["smollm2"].engine.env == {"A": "b"}),
+        ("models.smollm2_gptq.engine.env.A=b", lambda c: c.models["smollm2_gptq"].engine.env == {"A": "b"}),
     ],
 )
 def test_overrides_reach_every_part(override, read):

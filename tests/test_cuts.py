@@ -23,7 +23,7 @@ HEAD, TAIL = "###\nArticle: ", "\n\nSummarize the above article in 3 sentences.\
 SLACK = 3  # tokens that merges at the two seams may save
 POLICIES = [("tail", 0.5), ("head", 0.5), ("middle", 0.5), ("middle", 0.7), ("middle", 0.03)]
 
-demo = load_config(ROOT / "configs/demo.yaml")
+demo = load_config(ROOT / "configs/demo.yaml", ["models.smollm2={}"])
 
 
 @pytest.fixture(scope="module")

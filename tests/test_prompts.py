@@ -32,7 +32,7 @@ def prompter(folder: Path, tpl: Template, context=400, cut="tail", max_tokens=10
 @pytest.fixture(scope="module")
 def smollm2():
     """The demo model's tokenizer and config; the first call ever converts the model (about 30 s)."""
-    config = load_config(ROOT / "configs/demo.yaml").models["smollm2"]
+    config = load_config(ROOT / "configs/demo.yaml", ["models.smollm2={}"]).models["smollm2"]
     folder = models.prepare("smollm2", config, print, tokenizer_only=True)
     return load_tokenizer(folder, False), config
 

@@ -59,7 +59,7 @@ def test_the_demo_is_answered_graded_and_well_above_chance(undisturbed):
     (long,) = [p for p in predictions if p["group"] == "long"]
     assert long["cut_tokens"] > 1000
     manifest = json.loads((undisturbed / "run/manifest.json").read_text())
-    assert list(manifest["models"]) == ["smollm2"]
+    assert list(manifest["models"]) == ["smollm2_gptq"]
     assert manifest["drift"]["repeated"] == 1
     assert set(manifest["usage"]) == {"multiple_choice", "math", "generation", "summarization"}
     for usage in manifest["usage"].values():
@@ -125,6 +125,8 @@ def public(data, tmp_path_factory) -> Path:
     (folder / "in/matsuo.json").symlink_to(data / "matsuo_style.json")
     more = ["--input", folder / "in", "--gold", data / "matsuo_style_gold.json", "--set", "submission.format=matsuo"]
     more += ["--set", "tasks.summarization.members.0.sampling.max_tokens=24"]  # 20 long texts on two cores
+    for task in ("multiple_choice", "math", "generation", "summarization"):  # before quantization
+        more += ["--set", f"tasks.{task}.members.0.model=smollm2"]
     solve(folder / "run", folder / "store", *more)
     return folder
 

@@ -192,7 +192,7 @@ def test_a_plan_says_which_members_depend_on_the_group():
 
 def test_the_key_covers_the_shots_that_some_question_sees(tmp_path):
     config = load_config(ROOT / "configs/demo.yaml")
-    member, model = config.tasks["multiple_choice"].members[0], config.models["smollm2"]
+    member, model = config.tasks["multiple_choice"].members[0], config.models["smollm2_gptq"]
 
     def key(*rows: dict[str, object], n: int = 1, by_group: bool = True) -> str:
         file = write(tmp_path / "dev.jsonl", *rows)
@@ -220,22 +220,22 @@ TASKS = ["multiple_choice", "math", "generation", "summarization"]
             "{summarization: xlsum}",
             ["tasks.summarization.members.0.template=summary"],
             [
-                "smollm2/summary: the model was trained on prompts of template 'xlsum'; this one differs from line 1 "
-                "on, '###' instead of '記事：': set template: xlsum, or expect less of it"
+                "smollm2_gptq/summary: the model was trained on prompts of template 'xlsum'; this one differs from "
+                "line 1 on, '###' instead of '記事：': set template: xlsum, or expect less of it"
             ],
         ),
         (
             "{multiple_choice: letters}",
             [],
             [
-                "smollm2/cloze: the model was trained on prompts of template 'letters'; this one differs from line 2 "
-                "on, 'Answer: red' instead of 'A. red': set template: letters, or expect less of it"
+                "smollm2_gptq/cloze: the model was trained on prompts of template 'letters'; this one differs from "
+                "line 2 on, 'Answer: red' instead of 'A. red': set template: letters, or expect less of it"
             ],
         ),
     ],
 )
 def test_prompts_of_another_form_than_trained(trained_on, overrides, expected):
-    config = load_config(ROOT / "configs/demo.yaml", [f"models.smollm2.trained_on={trained_on}", *overrides])
+    config = load_config(ROOT / "configs/demo.yaml", [f"models.smollm2_gptq.trained_on={trained_on}", *overrides])
     assert prompt_warnings(config, TASKS) == expected
     assert prompt_warnings(config, []) == []
 
@@ -259,8 +259,8 @@ def test_the_first_difference_is_named(template, trained, found):
         ROOT / "configs/demo.yaml",
         [
             f"templates={json.dumps(texts)}",
-            "tasks={math: {members: [{model: smollm2, template: asked}]}}",
-            "models.smollm2.trained_on={math: learnt}",
+            "tasks={math: {members: [{model: smollm2_gptq, template: asked}]}}",
+            "models.smollm2_gptq.trained_on={math: learnt}",
         ],
     )
     warnings = prompt_warnings(config, ["math"])
@@ -269,7 +269,7 @@ def test_the_first_difference_is_named(template, trained, found):
 
 
 def at(folder: Path) -> str:
-    return f"models.smollm2.source={{path: {folder}, package: null, file: null, sha256: null}}"
+    return f"models.smollm2_gptq.source={{path: {folder}, package: null, file: null, sha256: null}}"
 
 
 def test_a_checkpoint_folder_says_what_it_was_trained_on(tmp_path):
@@ -292,7 +292,7 @@ def test_a_checkpoint_folder_says_what_it_was_trained_on(tmp_path):
 )
 def test_what_it_was_trained_on_must_be_readable(tmp_path, content, trained_on, message):
     (tmp_path / "quorum_prompt.yaml").write_text(content)
-    overrides = [at(tmp_path), f"models.smollm2.trained_on={trained_on}"]
+    overrides = [at(tmp_path), f"models.smollm2_gptq.trained_on={trained_on}"]
     with pytest.raises(ConfigError, match=message):
         prompt_warnings(load_config(ROOT / "configs/demo.yaml", overrides), ["math"])
 

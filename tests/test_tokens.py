@@ -62,7 +62,7 @@ TEXTS = st.lists(PIECES, max_size=25).map("".join) | st.text(max_size=60)
 
 @pytest.fixture(scope="module")
 def smollm2():
-    config: ModelConfig = load_config("configs/demo.yaml").models["smollm2"]
+    config: ModelConfig = load_config("configs/demo.yaml", ["models.smollm2={}"]).models["smollm2"]
     return load_tokenizer(prepare("smollm2", config, print, tokenizer_only=True), False)
 
 
