@@ -138,12 +138,13 @@ def score_lines(digest: Digest, grades: Mapping[str, Any], facts: Mapping[str, A
     heights = {task: grade["mean"] for task, grade in tasks.items()}
     if all(task in ratios for task in tasks):
         heights = ratios
-    for place, task in enumerate(sorted(tasks, key=lambda t: (heights[t], t))):
+    for task in sorted(tasks, key=lambda t: (heights[t], t)):
         metric = str(digest.tasks[task].metric)
         chance = digest.tasks[task].chance
         guess = chance.mean if chance.n and metric == "accuracy" else None
         whole = _score(task, None, metric, tasks[task], guess)
-        notes = ["lowest task"] if place == 0 and len(tasks) > 1 else []
+        lowest = heights[task] == min(heights.values()) < max(heights.values())
+        notes = ["lowest task"] if lowest else []
         if guess is not None and whole.low <= guess:
             notes.append("no better than guessing")
         yield whole._replace(notes=tuple(notes))
@@ -179,7 +180,8 @@ def findings(
         )
     if errors:
         kind, n = Counter(error.type for error in errors).most_common(1)[0]
-        yield Finding(f"{len(errors):,} rows have no answer, most often for {kind} ({n:,}).", "#failures")
+        most = f"most often for {kind} ({n:,})" if n > 1 or len(errors) == 1 else "each for another reason"
+        yield Finding(f"{len(errors):,} rows have no answer, {most}.", "#failures")
     for line in lines:
         if "lowest task" in line.notes:
             yield Finding(f"{line.task} has the lowest score, {line.metric} {line.mean:.3f}.", f"#task={line.task}")

@@ -32,7 +32,7 @@ class Tally:
     fatal: tuple[str, str] | None = None
 
     def answered(self, question: Question, started: float, ended: float) -> None:
-        """Notes a question that engines were asked about, with or without success."""
+        """Notes a question that engines answered."""
         first, last = self.spans.get(question.task, (started, ended))
         self.spans[question.task] = min(first, started), max(last, ended)
         row = {"row_index": question.row_index, "id": question.id, "task": question.task}

@@ -94,7 +94,8 @@ class Solver:
             tally.errors[question.row_index] = type(e).__name__, _message(e)
             failed = True
         self._writer.flush_if_due()
-        tally.answered(question, started, time.time())
+        if not failed:
+            tally.answered(question, started, time.time())
         self._done[question.task, failed] += 1
         if time.time() - self._told >= BOARD_SECONDS:
             self._tell()
