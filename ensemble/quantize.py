@@ -22,7 +22,7 @@ from ensemble.errors import ConfigError, ModelError
 if TYPE_CHECKING:  # models.py wants to be imported without pydantic
     from ensemble.config import Quantize
 
-VERSION = 1  # raise it when the same recipe gives other files than before: checkpoints are then made anew
+VERSION = 2  # raise it when the same recipe gives other files than before: checkpoints are then made anew
 GROUPS = (128, 64, 32)  # usual group sizes, the most compact first
 NEWS_SECONDS = 10  # between two lines of progress
 TOKENIZER = ("tokenizer*", "*.model", "*.jinja", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt")
@@ -31,7 +31,10 @@ ENVIRONMENT = {
     "GPTQMODEL_OFFLINE": "1",
     "GPTQMODEL_DISABLE_PACK_EXT": "1",  # these two would compile C++ or CUDA
     "GPTQMODEL_DISABLE_GPTQ_CUDA": "1",
-    "GPTQMODEL_CPU_WORKERS": str(max(2, (os.cpu_count() or 1) // 2)),  # by itself 1 on two cores, which it refuses
+    # Sums depend on the number of threads: a fixed one makes the same files on any number of cores.
+    "GPTQMODEL_CPU_WORKERS": "2",
+    "OMP_NUM_THREADS": "2",
+    "MKL_NUM_THREADS": "2",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # sums in a fixed order
     "TOKENIZERS_PARALLELISM": "false",
 }
