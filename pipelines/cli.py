@@ -48,7 +48,8 @@ def parser(description: str, epilog: str) -> argparse.ArgumentParser:
     p.add_argument(
         "--fresh",
         action="store_true",
-        help="compute everything again, into OUTPUT/fresh-store, which is emptied first",
+        help="compute everything again, into OUTPUT/fresh-store, which is emptied first; "
+        "an interrupted run starts anew",
     )
     return p
 
