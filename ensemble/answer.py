@@ -8,9 +8,10 @@ import numpy as np
 
 from ensemble.config import Letter, Member
 from ensemble.engine import Engine, ScoreRequest
+from ensemble.evidence import Evidence, merge
 from ensemble.prompts import ChoicePrompt, Prompt, Prompter
 from ensemble.records import NO_PROMPT, Decision, Question, Sample, Score
-from ensemble.votes import Ask, Evidence, Voter, merge
+from ensemble.votes import Ask, Voter
 
 Keep = Callable[[Score | Sample], None]
 Record = Callable[[int, Question, Score | Sample], None]  # member index, question, what an engine said
@@ -32,17 +33,18 @@ class Asker:
             keep(await self._score(question, ask))
 
     async def _score(self, question: Question, ask: Ask) -> Score:
+        orders = tuple(sorted(ask.orders))  # those that begin alike one after another: they share a prefix in the cache
         if isinstance(self._member.scoring, Letter):
-            prompts = [self._prompter.letters(question, order) for order in ask.orders]
+            prompts = [self._prompter.letters(question, order) for order in orders]
         else:
-            prompts = [self._prompter.cloze(question) for _ in ask.orders]
+            prompts = [self._prompter.cloze(question) for _ in orders]
         bare = [self._prompter.unconditional(question)] if ask.unconditional else []
         replies = await self._engine.score([ScoreRequest(p.prompt, p.continuations) for p in prompts + bare])
         n = len(question.choices)
         values = [reply.logprobs for reply in replies]
         first: ChoicePrompt | None = prompts[0] if prompts else None
         return Score(
-            orders=ask.orders,
+            orders=orders,
             logprobs=np.array(values[: len(prompts)], dtype=np.float32).reshape(len(prompts), n),
             tokens=np.array([len(c) for c in first.continuations] if first else [0] * n, dtype=np.int32),
             unconditional=np.array(values[-1], dtype=np.float32) if bare else None,

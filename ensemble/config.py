@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ensemble.orders import parse_orders
 from ensemble.records import Task
 
 ROOT = Path(__file__).resolve().parents[1]  # of the project: where configs/ stands
@@ -135,9 +136,36 @@ class Template(Record):
     shots: Shots | None = Field(None, description="Worked examples.")
 
 
+Temperature = Annotated[float, Field(gt=0)]
+TEMPERATURE = "Divides the normalised log-probabilities: above 1 a member is less sure of itself."
+
+
 class Letter(Record):
     method: Literal["letter"] = Field(description="Probability of each option's label after one prefill per order.")
-    orders: Literal["identity", "cyclic"] = Field("identity", description="identity: as given; cyclic: each rotation.")
+    orders: str = Field(
+        "identity",
+        description="Orders of the options, by n of them: identity (1), cyclic (n), latin:k (k cyclic blocks), "
+        "sampled:k, full (n!), adaptive (as many as it takes to be sure, see tasks.TASK.adaptive).",
+    )
+    debias: Literal["none", "pride"] = Field(
+        "none", description="pride: divides by the labels' prior, which some questions in cyclic orders give."
+    )
+    prior_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.05, description="pride: this share of the questions with n options is asked in n cyclic orders."
+    )
+    prior: str | None = Field(
+        None, description="pride: a file of STORE/priors instead, of the same model and template."
+    )
+    temperature: Temperature = Field(1.0, description=TEMPERATURE)
+
+    @model_validator(mode="after")
+    def known_orders(self) -> "Letter":
+        parse_orders(self.orders)
+        if self.debias == "none" and self.prior is not None:
+            raise ValueError("a prior is used by debias: pride; set it, or leave prior out")
+        if self.debias == "pride" and self.orders == "adaptive":
+            raise ValueError("orders: adaptive corrects its first order by itself; leave debias out")
+        return self
 
 
 class Cloze(Record):
@@ -145,6 +173,7 @@ class Cloze(Record):
     normalisation: Literal["sum", "token", "char", "pmi"] = Field(
         "char", description="sum; mean over tokens; sum over characters; or minus that without the question."
     )
+    temperature: Temperature = Field(1.0, description=TEMPERATURE)
 
 
 class Generate(Record):
@@ -194,10 +223,36 @@ class Member(Record):
     weight: Annotated[float, Field(gt=0)] = Field(1.0, description="In the average over members.")
 
 
+class Adaptive(Record):
+    """How `orders: adaptive` decides when it has seen enough: see docs/votes.md."""
+
+    max_disagreement: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.01, description="Share of decisions that may differ from those of all reference orders."
+    )
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="With which that is certified.")
+    reference: str = Field(
+        "latin:24", description="What it must agree with: full, or latin:k; latin:24 is full up to five options."
+    )
+    budget: Annotated[float, Field(ge=1)] | None = Field(
+        None, description="Orders per question and member on average, calibration included; it goes before certainty."
+    )
+
+    @model_validator(mode="after")
+    def balanced(self) -> "Adaptive":
+        if parse_orders(self.reference).kind not in ("full", "latin"):
+            raise ValueError(f"reference {self.reference!r} is neither full nor latin:k")
+        return self
+
+
 class TaskPlan(Record):
     """Who answers a task, and what is measured."""
 
+    description: str = Field("", description="One line for people.")
     members: tuple[Member, ...] = Field(min_length=1, description="One, or several whose votes are combined.")
+    combine: Literal["mean_logprob", "mean_prob", "majority"] = Field(
+        "mean_logprob", description="Over orders and members: mean log-probability, mean probability, or most votes."
+    )
+    adaptive: Adaptive = Field(Adaptive(), description="For members with orders: adaptive.")
     metrics: tuple[str, ...] | None = Field(None, description="Left out: the task's usual ones.")
     rouge_words: Literal["english", "characters", "sudachi"] = Field(
         "english",
@@ -258,7 +313,16 @@ class RunConfig(Record):
                     f"tasks.{task}.members: generate gives no log-probabilities to average with the others'; "
                     "let all members generate, or score them by letter or cloze"
                 )
+            if plan.combine == "mean_logprob" and any(is_adaptive(member) for member in plan.members):
+                raise ValueError(
+                    f"tasks.{task}.combine: orders: adaptive needs votes that are bounded, so that the rest cannot "
+                    "change the winner: set combine: mean_prob or majority"
+                )
         return self
+
+
+def is_adaptive(member: Member) -> bool:
+    return isinstance(member.scoring, Letter) and member.scoring.orders == "adaptive"
 
 
 def is_chat(model: ModelConfig, template: Template) -> bool:

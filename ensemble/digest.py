@@ -215,7 +215,7 @@ class TaskDigest:
         return merged
 
     def recalls(self) -> dict[int, float]:
-        """Per gold index the share that was answered right; their standard deviation is RStd (Zheng et al. 2024)."""
+        """Per gold index the share that was answered right; their spread is `consistency.rstd`."""
         return {index: self.hits[index] / n for index, n in sorted(self.gold.items())}
 
     def examples(self, limit: int) -> list[Example]:

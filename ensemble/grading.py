@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from ensemble.consistency import Consistency
 from ensemble.errors import ConfigError
 from ensemble.metrics import (
     accuracy,
@@ -78,10 +79,11 @@ def grade(
 
 
 class GradeBook:
-    """Collects grades, 8 bytes each, and sums them up."""
+    """Collects grades, 8 bytes each, and how consistent choices are, and sums them up."""
 
     def __init__(self) -> None:
         self._grades: dict[tuple[Task, str | None, str], array[float]] = {}  # (task, group, metric)
+        self._consistency: dict[tuple[Task, str | None], Consistency] = {}
 
     def add(
         self, task: Task, group: str | None, grades: Mapping[str, float] | None, letter_mass: float | None = None
@@ -96,15 +98,19 @@ class GradeBook:
         for metric, value in noted.items():
             self._grades.setdefault((task, group, metric), array("d")).append(value)
 
+    def consistency(self, task: Task, group: str | None) -> Consistency:
+        """What counts the multiple-choice questions of the group, summed up as metrics."""
+        return self._consistency.setdefault((task, group), Consistency())
+
     def summary(self, seed: int) -> dict[str, dict[str, dict[str, float | int]]]:
         """{"task" or "task/group": {metric: {"mean", "ci_low", "ci_high", "n"}}}, keys sorted, rounded to 6 decimals.
 
-        A "task" covers all of its questions, with and without group. The bounds are those of `interval`. The result
-        depends on the grades and the seed alone, not on the order in which they came.
+        A "task" covers all of its questions, with and without group. The bounds are those of `interval`, or of
+        `Consistency.summary`. The result depends on the grades and the seed alone, not on the order in which they came.
         """
         cells: dict[tuple[str, str], list[array[float]]] = {}
         for (task, group, metric), values in self._grades.items():
-            for key in {task, task if group is None else f"{task}/{group}"}:
+            for key in _keys(task, group):
                 cells.setdefault((key, metric), []).append(values)
         result: dict[str, dict[str, dict[str, float | int]]] = {}
         for key, metric in sorted(cells):
@@ -117,7 +123,23 @@ class GradeBook:
                 "ci_high": round(high, 6),
                 "n": len(grades),
             }
-        return result
+        for key, measures in self._consistencies(seed).items():
+            result[key] = dict(sorted((result.get(key, {}) | measures).items()))
+        return dict(sorted(result.items()))
+
+    def _consistencies(self, seed: int) -> dict[str, dict[str, dict[str, float | int]]]:
+        """Per key those of `MEASURES` that are known of some of its questions."""
+        merged: dict[str, Consistency] = {}
+        for (task, group), consistency in self._consistency.items():
+            for key in _keys(task, group):
+                merged.setdefault(key, Consistency()).update(consistency)
+        summaries = {key: consistency.summary(seed) for key, consistency in merged.items()}
+        return {key: measures for key, measures in summaries.items() if measures}
+
+
+def _keys(task: Task, group: str | None) -> set[str]:
+    """Of grades.json, under which questions of this group count."""
+    return {task, task if group is None else f"{task}/{group}"}
 
 
 def interval(values: npt.NDArray[np.float64], seed: int) -> tuple[float, float]:

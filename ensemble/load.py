@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from ensemble.config import (
     ROOT,
+    Adaptive,
     Cloze,
     EngineConfig,
     Generate,
@@ -91,7 +92,7 @@ def _inside(inner: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
 _SECTIONS: dict[str, type[Record]] = {
     "source": Source, "engine": EngineConfig, "shots": Shots, "sampling": Sampling, "store": Store,
     "submission": Submission, "ray": RayConfig, "letter": Letter, "cloze": Cloze, "generate": Generate,
-    "quantize": Quantize, "shape": Shape,
+    "quantize": Quantize, "shape": Shape, "adaptive": Adaptive,
 }  # fmt: skip
 
 

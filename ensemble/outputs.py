@@ -91,6 +91,10 @@ def write_results(
                 baseline.add(question)
             row = prediction_row(question, decision, failures, plan)
             book.add(question.task, question.group, row["grade"], row["letter_mass"])
+            if question.task == "multiple_choice" and decision is not None:
+                assert not isinstance(question.gold, tuple)
+                known = (row[key] for key in ("prediction", "confidence", "flip_rate", "circular"))
+                book.consistency(question.task, question.group).add(question.gold, *known)
             if row["error"]:
                 failed.append(RowError(question.file, question.line, question.id, **row["error"]))
             else:
@@ -128,6 +132,8 @@ def prediction_row(question: Question, decision: Decision | None, failures: Fail
         "near_tie": False,
         "partial": False,
         "letter_mass": None,
+        "flip_rate": None,
+        "circular": None,
         "samples": None,
         "prompt_tokens": 0,
         "shots_dropped": 0,
@@ -153,6 +159,8 @@ def prediction_row(question: Question, decision: Decision | None, failures: Fail
         "near_tie": decision.near_tie,
         "partial": decision.partial,
         "letter_mass": _rounded(decision.letter_mass),
+        "flip_rate": _rounded(decision.flip_rate),
+        "circular": decision.circular,
         "samples": list(decision.samples) or None,
         "prompt_tokens": decision.prompt.tokens,
         "shots_dropped": decision.prompt.shots_dropped,

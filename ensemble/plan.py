@@ -1,18 +1,28 @@
 """Who answers what, under which key it is stored, and what the store already knows. No Ray, no torch, no model."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
 from ensemble import models
-from ensemble.config import Member, ModelConfig, RunConfig, Template, fingerprint, is_chat
+from ensemble.calibrate import Priors, calibrate
+from ensemble.calibration import NOBODY, Calibration, Drawn, Population, draw, needs_sample, rank
+from ensemble.combine import Floats
+from ensemble.config import Letter, Member, ModelConfig, RunConfig, Template, fingerprint, is_adaptive, is_chat
+from ensemble.evidence import Evidence
+from ensemble.orders import check_orders
+from ensemble.prior import load_prior, prior_key
+from ensemble.read import iter_blocks
 from ensemble.records import Decision, Question, Task
 from ensemble.render import labels, uses_group
 from ensemble.shots import shots_fingerprint
 from ensemble.store import StoreReader, describe_member
-from ensemble.votes import Evidence, Voter
+from ensemble.votes import Known, Voter
+
+files_of = models.fingerprint
 
 
 class PlannedMember(NamedTuple):
@@ -26,25 +36,47 @@ class PlannedMember(NamedTuple):
 
 
 class Plan(NamedTuple):
+    """devices: per model cpu or cuda. populations, drawn, priors: of tasks whose votes are calibrated, their
+    questions, the sample, and priors out of files. calibrations: once the sample is known, see `calibrated`."""
+
     config: RunConfig
     tasks: Mapping[Task, tuple[PlannedMember, ...]]
-    devices: Mapping[str, str]  # per model: cpu or cuda
+    devices: Mapping[str, str]
+    populations: Mapping[Task, Population] = {}
+    drawn: Mapping[Task, Drawn] = {}
+    priors: Mapping[Task, Priors] = {}
+    calibrations: Mapping[Task, Calibration] = {}
 
     def models(self, tasks: Sequence[str]) -> list[str]:
         """The models that these tasks need, each once, in the config's order."""
         return list(dict.fromkeys(m.member.model for t in self.tasks if t in tasks for m in self.tasks[t]))
 
+    def description(self, planned: PlannedMember, files: Callable[[ModelConfig], str] = files_of) -> dict[str, object]:
+        """See `member_description`."""
+        member, config = planned.member, self.config
+        model = config.models[member.model]
+        template, device = config.templates[member.template], self.devices[member.model]
+        return member_description(member, model, template, device, files(model))
+
     def voter(self, task: Task) -> Voter:
         plan = self.config.tasks[task]
         shown = labels(self.config.templates[plan.members[0].template])
-        return Voter(plan, [m.name for m in self.tasks[task]], self.config.near_tie, shown)
+        names = [m.name for m in self.tasks[task]]
+        drawn, calibration = self.drawn.get(task, NOBODY), self.calibrations.get(task)
+        return Voter(plan, names, self.config.near_tie, shown, self.config.seed, drawn, calibration)
 
 
 def make_plan(
-    config: RunConfig, tasks: Sequence[str], files: Callable[[ModelConfig], str] = models.fingerprint
+    config: RunConfig,
+    tasks: Sequence[str],
+    files: Callable[[ModelConfig], str] = files_of,
+    blocks: Sequence[str] = (),
+    certify: bool = True,
 ) -> Plan:
-    """The plan for the tasks that the input has; files: what stands for a model's files in the store's keys.
+    """The plan for the tasks that the input has.
 
+    files: what stands for a model's files in the store's keys. blocks: of the input, which is looked through where the
+    votes depend on it. certify: whether adaptive voting may take the time to certify itself.
     Raises ConfigError, ModelError or PromptError.
     """
     wanted: dict[Task, tuple[PlannedMember, ...]] = {}
@@ -61,7 +93,85 @@ def make_plan(
             by_group = uses_group(config.templates[member.template])
             planned.append(PlannedMember(member_name(member), fingerprint(description), member, scored, by_group))
         wanted[task] = tuple(planned)
-    return Plan(config, wanted, devices)
+    planned_all = Plan(config, wanted, devices)
+    looked = _looked_through(planned_all, blocks)
+    for task, population in looked.items():
+        for member in config.tasks[task].members:
+            if isinstance(member.scoring, Letter):
+                adaptive = config.tasks[task].adaptive.reference if is_adaptive(member) else member.scoring.orders
+                check_orders(adaptive, population.options)
+    return planned_all._replace(
+        populations=looked,
+        drawn={task: draw(config.tasks[task], population, certify) for task, population in looked.items()},
+        priors={task: _stored_priors(planned_all, task, population, files) for task, population in looked.items()},
+    )
+
+
+def _looked_through(plan: Plan, blocks: Sequence[str]) -> dict[Task, Population]:
+    """The questions of the tasks whose votes depend on how many options there are, or on a sample."""
+    tasks = [task for task in plan.tasks if any(map(_depends_on_input, plan.config.tasks[task].members))]
+    ranks: dict[Task, dict[int, list[int]]] = {task: {} for task in tasks}
+    for question in (q for block in iter_blocks(blocks) for q in block) if tasks else ():
+        if question.task in ranks:
+            of_size = ranks[question.task].setdefault(len(question.choices), [])
+            of_size.append(rank(question, plan.config.seed))
+    return {task: Population(found) for task, found in ranks.items() if found}
+
+
+def _depends_on_input(member: Member) -> bool:
+    scoring = member.scoring
+    return isinstance(scoring, Letter) and (scoring.debias == "pride" or scoring.orders in ("full", "adaptive"))
+
+
+def _stored_priors(
+    plan: Plan, task: Task, population: Population, files: Callable[[ModelConfig], str]
+) -> dict[tuple[int, int], Floats]:
+    """Those that members name as files. Raises ConfigError where one is of another model or template."""
+    found: dict[tuple[int, int], Floats] = {}
+    for i, planned in enumerate(plan.tasks[task]):
+        scoring = planned.member.scoring
+        if isinstance(scoring, Letter) and scoring.prior is not None:
+            key = prior_key(plan.description(planned, files))
+            priors = load_prior(scoring.prior, planned.name, key, population.options)
+            found |= {(i, n): prior for n, prior in priors.items()}
+    return found
+
+
+def calibrated_tasks(plan: Plan) -> list[Task]:
+    """The tasks whose votes depend on a sample."""
+    return [task for task in plan.drawn if needs_sample(plan.config.tasks[task])]
+
+
+def calibrated(plan: Plan, root: Path, blocks: Sequence[str], partly: bool = False) -> Plan:
+    """The plan with the calibrations that the store has the sample for.
+
+    partly: what the sample lacks is left out of it, because it could not be had.
+    """
+    tasks = calibrated_tasks(plan)
+    if not tasks:
+        return plan
+    plan = plan._replace(calibrations={})
+    voters = {task: plan.voter(task) for task in tasks}
+    known: dict[Task, list[Known]] = {task: [] for task in tasks}
+    lacking: Counter[Task] = Counter()
+    evidences = Evidences(plan, root)
+    for block in iter_blocks(blocks):
+        drawn = [q for q in block if q.task in voters and voters[q.task].in_sample(q)]
+        for question, evidence in evidences(drawn):
+            if voters[question.task].missing(question, evidence):
+                lacking[question.task] += 1
+            else:
+                known[question.task].append((question, evidence))
+    seed = plan.config.seed
+    done = {
+        task: calibrate(
+            plan.config.tasks[task], voters[task], plan.drawn[task], plan.populations[task], known[task],
+            plan.priors[task], seed,
+        )
+        for task in tasks
+        if partly or not lacking[task]
+    }  # fmt: skip
+    return plan._replace(calibrations=done)
 
 
 def member_name(member: Member) -> str:
@@ -137,35 +247,30 @@ def sample_seed(member: Member, seed: int) -> int:
     return seed if member.sampling.temperature > 0 else 0
 
 
-def known(plan: Plan, root: Path, blocks: Iterable[list[Question]]) -> Iterator[tuple[Question, Voter, list[Evidence]]]:
+def known(plan: Plan, root: Path, blocks: Sequence[str]) -> Iterator[tuple[Question, Voter, list[Evidence]]]:
     """Each question with its task's voter and what the store knows of it."""
     evidences = Evidences(plan, root)
     voters = {task: plan.voter(task) for task in plan.tasks}
-    for block in blocks:
+    for block in iter_blocks(blocks):
         for question, evidence in evidences(block):
             yield question, voters[question.task], evidence
 
 
 def replay(
-    plan: Plan, root: Path, blocks: Iterable[list[Question]], partial: bool = False
+    plan: Plan, root: Path, blocks: Sequence[str], partial: bool = False
 ) -> Iterator[tuple[Question, Decision | None]]:
     """Each question with its decision, or None where the store lacks something. Needs no model.
 
     partial: also decide, and say so, where the store has only a part of what the plan wants.
     """
     for question, voter, evidence in known(plan, root, blocks):
-        whole = not voter.missing(question, evidence)
+        whole = voter.calibrated and not voter.missing(question, evidence)
         decision = voter.best(question, evidence) if whole or partial else None
         yield question, decision if decision is None or whole else replace(decision, partial=True)
 
 
 def describe_members(plan: Plan, root: Path) -> None:
     """Writes beside the store what its keys stand for."""
-    config = plan.config
     for members in plan.tasks.values():
-        for m in members:
-            model, template = config.models[m.member.model], config.templates[m.member.template]
-            description = member_description(
-                m.member, model, template, plan.devices[m.member.model], models.fingerprint(model)
-            )
-            describe_member(root, m.key, {"name": m.name, **description})
+        for member in members:
+            describe_member(root, member.key, {"name": member.name, **plan.description(member)})

@@ -108,6 +108,10 @@ class Decision:
     scores: per option the normalised log-probability (they sum to 1 in probability), None for text.
     votes: per option how many (member, order) pairs put it first, None for text.
     near_tie: whether the winner's margin is within what other hardware or batching may change.
+    flip_rate: share of the pairs of a member's orders that choose different options, mean over members; None where no
+        member was asked in two orders. circular: the option that all cyclic orders of all members choose, -1 where
+        they do not agree, None where no member was asked for its whole cycle. doubt: of adaptive voting, the
+        estimated probability that all orders would choose another option; None without it.
     samples: the texts it was elected from, where there were several.
     partial: whether the plan wants more than was said by the deadline.
     """
@@ -121,6 +125,9 @@ class Decision:
     members: tuple[str, ...]
     near_tie: bool = False
     letter_mass: float | None = None
+    flip_rate: float | None = None
+    circular: int | None = None
+    doubt: float | None = None
     samples: tuple[str, ...] = ()
     partial: bool = False
     prompt: PromptFacts = NO_PROMPT

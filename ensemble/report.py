@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from itertools import islice, pairwise
 from pathlib import Path
-from statistics import pstdev
 from typing import Any, NamedTuple
 
 import jinja2
@@ -14,6 +13,7 @@ import yaml
 
 from ensemble import charts
 from ensemble.charts import Score, seconds, share
+from ensemble.consistency import MEASURES
 from ensemble.digest import LOW_MASS, Digest, TaskDigest, brief
 from ensemble.files import replacing
 from ensemble.outputs import Written
@@ -86,7 +86,7 @@ def write(
             "length": _of_tasks(digest, charts.length),
             "cut": _of_tasks(digest, charts.cut),
         },
-        "recall_spread": recall_spread,
+        "measures": MEASURES,
         "usage": list(usage_lines(facts)),
         "failures": failed,
         "other_failures": len(errors) - sum(failure.n for failure in failed),
@@ -228,12 +228,6 @@ def _task_findings(task: str, digest: TaskDigest, names: Sequence[str]) -> Itera
     if digest.flags["near_tie"] > 0.05 * answered:
         text = f"{task}: {share(digest.flags['near_tie'] / answered)} of the answers are near ties"
         yield Finding(f"{text}: more orders or members would settle them.", f"#task={task}&flag=near_tie")
-
-
-def recall_spread(digest: TaskDigest) -> float | None:
-    """RStd: standard deviation of the recalls of the options (Zheng et al. 2024), None below two options."""
-    recalls = list(digest.recalls().values())
-    return pstdev(recalls) if len(recalls) > 1 else None
 
 
 class Usage(NamedTuple):

@@ -24,9 +24,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ensemble.errors import StoreError
+from ensemble.evidence import merge_scores
 from ensemble.files import ahead, fault, location, parquet_file, reason, whole_file, write_atomically
 from ensemble.records import Order, PromptFacts, Sample, Score
-from ensemble.votes import merge_scores
 
 SCHEMA = 2
 GROUP_ROWS = 4096  # rows that a look-up decodes at once

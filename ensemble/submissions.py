@@ -6,6 +6,7 @@ What other submissions say is read here too: as an overlay, whose answers fill w
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -56,9 +57,13 @@ class LmEvalSubmission(_Sink):
     """lm-evaluation-harness's samples (0.4.13), one line a question, as its `--log_samples` writes them for one task.
 
     An option's log-likelihood is the ensemble's normalised log-probability (over the options it sums to 1), not a raw
-    sum over tokens; where the run has none, 0.0 for the chosen option and -inf for the others. `is_greedy` is not
-    known and says False. The prompts are not kept: arg_0 and prompt_hash are of the question's text alone, without
-    template and shots. `accuracy` is the harness's `acc`; other metrics keep their names. Hashes are the harness's.
+    sum over tokens; where the run has none, 0.0 for the chosen option and -inf for the others; all are -inf where no
+    option was chosen. The harness takes the first of the highest, so where rounding or a majority makes that another
+    option, the chosen one is set 0.0001 above it: `acc` computed anew is ours, but for questions without an answer
+    whose gold is the first option. `is_greedy` is not known and says False. The prompts are not kept: arg_0 and
+    prompt_hash are of the question's text alone, without template and shots. `accuracy` is the harness's `acc`; other
+    metrics keep their names. Hashes are the harness's. Its tools look for a file of one task that is named
+    samples_TASK_DATE.jsonl (see benchmarks/lm_eval_samples.py), and `ensemble.samples` reads this one as it is.
     """
 
     def _write(self, question: Question, row: Row) -> None:
@@ -66,9 +71,8 @@ class LmEvalSubmission(_Sink):
         gold = question.gold if isinstance(question.gold, int) else _written_gold(question)
         target = "" if gold is None else str(gold)
         if question.task == "multiple_choice":
-            sure = ["0.0" if i == row["prediction"] else "-inf" for i in range(len(question.choices))]
             arguments: list[Row] = [{"arg_0": question.text, "arg_1": f" {choice}"} for choice in question.choices]
-            filtered: list[Any] = [[str(score), "False"] for score in row["scores"] or sure]
+            filtered: list[Any] = [[str(score), "False"] for score in _log_likelihoods(question, row)]
             responses = [[response] for response in filtered]
         else:
             arguments = [{"arg_0": question.text, "arg_1": {}}]
@@ -206,6 +210,15 @@ def option_ids(row: Row) -> tuple[ChoiceId, ...] | None:
     if not isinstance(choices, list) or not all(isinstance(x, dict) and "choice_id" in x for x in choices):
         return None
     return tuple(x["choice_id"] for x in choices)
+
+
+def _log_likelihoods(question: Question, row: Row) -> list[float]:
+    """Per option, the chosen one's before all others. A guess (a prediction without answer_text) is not chosen."""
+    chosen = None if row["answer_text"] is None else row["prediction"]
+    scores = list(row["scores"] or (0.0 if i == chosen else -math.inf for i in range(len(question.choices))))
+    if chosen is not None and scores.index(max(scores)) != chosen:
+        scores[chosen] = round(max(scores) + 1e-4, 4)
+    return scores
 
 
 def _short_item(question: Question, row: Row) -> Row:

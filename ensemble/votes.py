@@ -1,25 +1,27 @@
-"""Which orders of the options to ask for, and how their log-probabilities become one decision. Pure numpy.
+"""What to ask about a question, and how the answers become one decision. Pure numpy.
 
 A `Voter` looks at what is known about a question and either names what is missing or decides; it does not care
 whether the knowledge comes from an engine or from the store, so every decision can be replayed without a model.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from ensemble.config import Cloze, Letter, Member, TaskPlan
+from ensemble.adaptive import EXACT, Gate, Track, Walk, first_ask, walk
+from ensemble.calibration import NOBODY, Calibration, Drawn, needs_sample, rank
+from ensemble.combine import EQUAL, Floats, Vote, ballots, vote
+from ensemble.config import Cloze, Letter, Member, TaskPlan, is_adaptive
 from ensemble.elect import elect
-from ensemble.records import Decision, Order, Question, Sample, Score
+from ensemble.evidence import Evidence, known_prefix, pick_orders
+from ensemble.orders import make_orders
+from ensemble.prior import by_option
+from ensemble.records import Decision, Order, Question, Score
 from ensemble.render import LETTERS
+from ensemble.tables import divisors, error_bound, is_pmi, normalise
 
-Evidence = Score | tuple[Sample, ...] | None
-Floats = npt.NDArray[np.float64]
+Known = tuple[Question, Sequence[Evidence]]
 
 
 class Ask(NamedTuple):
@@ -35,27 +37,29 @@ class Ask(NamedTuple):
         return len(self.orders) + self.unconditional + len(self.samples)
 
 
-@lru_cache(maxsize=64)
-def identity(n: int) -> tuple[Order, ...]:
-    return (tuple(range(n)),)
-
-
-@lru_cache(maxsize=64)
-def cyclic(n: int) -> tuple[Order, ...]:
-    """Each option stands once at each position."""
-    return tuple(tuple((p + shift) % n for p in range(n)) for shift in range(n))
-
-
-ORDERS = {"identity": identity, "cyclic": cyclic}
-
-
 class Voter:
-    """Combines the members of one task. `near_tie` is in log-probability per token, see `near_tie_bound`."""
+    """Combines the members of one task. `near_tie` is in log-probability per token, see `error_bound`."""
 
-    def __init__(self, plan: TaskPlan, names: Sequence[str], near_tie: float, labels: Sequence[str] = LETTERS) -> None:
-        """labels: the options' names in the first member's prompt, by which a generated answer is read."""
-        self._plan, self._members, self._names = plan, plan.members, tuple(names)
-        self._near_tie, self._labels = near_tie, labels
+    def __init__(
+        self,
+        plan: TaskPlan,
+        names: Sequence[str],
+        near_tie: float,
+        labels: Sequence[str] = LETTERS,
+        seed: int = 0,
+        drawn: Drawn = NOBODY,
+        calibration: Calibration | None = None,
+    ) -> None:
+        """labels: the options' names in the first member's prompt, by which a generated answer is read.
+        seed: of the orders and of the sample. drawn: the sample that `calibration` comes from."""
+        self.plan, self._members, self._names = plan, plan.members, tuple(names)
+        self._near_tie, self._labels, self._seed, self._drawn = near_tie, labels, seed, drawn
+        self._adaptive = tuple(i for i, member in enumerate(plan.members) if is_adaptive(member))
+        self.calibrated = calibration is not None or not needs_sample(plan)
+        self._calibration = calibration or Calibration({}, EXACT)
+
+    def with_calibration(self, calibration: Calibration) -> "Voter":
+        return Voter(self.plan, self._names, self._near_tie, self._labels, self._seed, self._drawn, calibration)
 
     def next(self, question: Question, evidence: Sequence[Evidence]) -> list[Ask] | Decision:
         """What to ask next, or the decision once nothing is missing."""
@@ -66,14 +70,24 @@ class Voter:
         return decision
 
     def missing(self, question: Question, evidence: Sequence[Evidence]) -> list[Ask]:
-        """All that the plan wants and nobody has said yet."""
-        asks = (_missing(i, m, question, e) for i, (m, e) in enumerate(zip(self._members, evidence, strict=True)))
-        return [ask for ask in asks if ask is not None]
+        """All that the plan wants next and nobody has said yet; of adaptive members what the next look takes."""
+        asks = [
+            ask
+            for i, known in enumerate(evidence)
+            if i not in self._adaptive and (ask := self._lacks(i, question, known)) is not None
+        ]
+        if self._adaptive:
+            sequence = self.reference(question)
+            count = 1 if asks else self._walk(question, evidence).needs
+            for i in self._adaptive:
+                if new := self._unknown(evidence[i], sequence[:count]):
+                    asks.append(Ask(i, new))
+        return asks
 
     def first(self, question: Question, evidence: Sequence[Evidence]) -> list[Ask]:
         """The least that makes a decision possible: one order or one text of the member that needs the fewest
         prompts, of several the first; nothing where there can be one already."""
-        if any(_usable(m, question, e) for m, e in zip(self._members, evidence, strict=True)):
+        if any(self._usable(i, question, e) for i, e in enumerate(evidence)):
             return []
         asks = self.missing(question, evidence)
         cheapest = min(asks, key=lambda ask: _price(self._members[ask.member], question))
@@ -81,146 +95,225 @@ class Voter:
 
     def best(self, question: Question, evidence: Sequence[Evidence]) -> Decision | None:
         """The decision from what is known by now, over the members that have said something; None if none has."""
-        known = [(member, e) for member, e in zip(self._members, evidence, strict=True) if _usable(member, question, e)]
-        if not known:
+        usable = [i for i, e in enumerate(evidence) if self._usable(i, question, e)]
+        if not usable:
             return None
-        scores = [(member, e) for member, e in known if isinstance(e, Score)]
-        if scores:
-            return self._vote(question, scores)
-        samples = [(m.weight, s) for m, e in known if isinstance(e, tuple) for s in e[: m.sampling.samples]]
-        return elect(question, samples, self._plan, self._names, self._labels)
+        if any(isinstance(evidence[i], Score) for i in usable):
+            return self._decide(question, {i: e for i in usable if isinstance(e := evidence[i], Score)})
+        texts = [(self._members[i], e) for i in usable if isinstance(e := evidence[i], tuple)]
+        samples = [(m.weight, sample) for m, said in texts for sample in said[: m.sampling.samples]]
+        return elect(question, samples, self.plan, self._names, self._labels)
 
-    def _vote(self, question: Question, known: Sequence[tuple[Member, Score]]) -> Decision:
+    def reference(self, question: Question) -> tuple[Order, ...]:
+        """The orders that adaptive voting must agree with, in the sequence in which it asks for them."""
+        return make_orders(self.plan.adaptive.reference, len(question.choices), self._seed)
+
+    def track(self, known: Sequence[Known]) -> Track:
+        """What adaptive voting looks at, for questions with the same number of options whose other members have said
+        all and whose adaptive ones at least one order."""
+        n, size = len(known[0][0].choices), len(self.reference(known[0][0]))
+        total, theirs = sum(m.weight for m in self._members), sum(self._members[i].weight for i in self._adaptive)
+        votes, offset, first = np.zeros((len(known), size, n)), np.zeros((len(known), n)), np.zeros((len(known), n))
+        for row, (question, evidence) in enumerate(known):
+            seen = self._seen(question, evidence)
+            votes[row, seen:] = np.nan
+            for i, member in enumerate(self._members):
+                score = evidence[i]
+                assert isinstance(score, Score)
+                share = member.weight / total
+                if i in self._adaptive:
+                    score = pick_orders(score, self.reference(question)[:seen])
+                    added = ballots(self.table(i, question, score), self.plan.combine)
+                    votes[row, :seen] += added * (member.weight / theirs)
+                    one = pick_orders(score, score.orders[:1])
+                    first[row] += share * np.exp(self.table(i, question, one, correct=True))[0]
+                else:
+                    table = self.table(i, question, pick_orders(score, self.wanted(i, question)))
+                    offset[row] += ballots(table, self.plan.combine).mean(axis=0) * (member.weight / theirs) * size
+                    first[row] += share * np.exp(table).mean(axis=0)
+        return Track(votes, offset, np.log(np.maximum(first, 1e-300)))
+
+    def wanted(self, member: int, question: Question) -> tuple[Order, ...]:
+        """The orders that a member's config names; of an adaptive one the reference."""
+        scoring, n = self._members[member].scoring, len(question.choices)
+        if not isinstance(scoring, Letter):
+            return make_orders("identity", n, 0)
+        if member in self._adaptive:
+            return self.reference(question)
+        orders = make_orders(scoring.orders, n, self._seed)
+        limit = self._drawn.prior.get((member, n), -1)
+        if limit >= 0 and rank(question, self._seed) <= limit:
+            cycle = make_orders("cyclic", n, 0)
+            orders = (*cycle, *(order for order in orders if order not in cycle))
+        return orders
+
+    def table(self, member: int, question: Question, score: Score, correct: bool | None = None) -> Floats:
+        """[orders, options] normalised log-probabilities of all the score's orders.
+
+        correct: whether the labels' prior is divided out; left out: as the config says.
+        """
+        config = self._members[member]
+        scoring = config.scoring
+        if correct is None:
+            correct = isinstance(scoring, Letter) and scoring.debias == "pride"
+        prior = self._calibration.priors.get((member, len(question.choices))) if correct else None
+        return normalise(
+            config,
+            score.logprobs,
+            divisors(config, score.tokens, _characters(question)),
+            score.unconditional,
+            None if prior is None else by_option(prior, score.orders),
+        )
+
+    def _decide(self, question: Question, known: dict[int, Score]) -> Decision:
         # A million questions come through here: few calls of numpy, whose arrays are tiny.
-        n = len(question.choices)
-        total = sum(member.weight for member, _ in known)
-        mean, spread, votes = np.zeros(n), np.zeros(n), np.zeros(n, dtype=int)
-        scores, masses = [], []
-        for member, stored in known:
+        stopped: _Stop | None = None
+        if self._adaptive and len(known) == len(self._members):
+            stopped = self._walk(question, [known[i] for i in range(len(known))])
+        scores, tables, weights, bounds, masses = [], [], [], [], []
+        for i, stored in known.items():
+            member = self._members[i]
+            wanted = self.wanted(i, question)
+            if i in self._adaptive:
+                count = stopped.orders if stopped else known_prefix(stored, wanted)
+                wanted = wanted[: max(count, 1)]
             # The store may hold more orders than this member asks for: they must not show in any number.
-            score = wanted_orders(member, question, stored)
-            table = normalised(member, question, score)
-            weight = member.weight / total
-            mean += table.sum(axis=0) * (weight / len(table))
-            votes += np.bincount(table.argmax(axis=1), minlength=n)
-            spread += (weight * near_tie_bound(member, question, score)) ** 2
+            score = pick_orders(stored, wanted)
+            only = len(score.orders) == 1 and i in self._adaptive
+            tables.append(self.table(i, question, score, correct=True if only else None))
+            lengths = divisors(member, score.tokens, _characters(question))
+            bounds.append(error_bound(member, score.tokens, lengths, len(score.orders)))
             scores.append(score)
+            weights.append(member.weight)
             if isinstance(member.scoring, Letter):
-                masses.append(float(np.exp(score.logprobs).sum()) / len(table))
-        mean = log_softmax(mean)
-        best = int(mean.argmax())
-        near = mean[best] - mean <= self._near_tie * np.sqrt(spread[best] + spread)
+                masses.append(float(np.exp(score.logprobs).sum()) / len(score.orders))
+        voted = vote(tables, weights, self.plan.combine)
+        best = stopped.choice if stopped and stopped.early else int(voted.choice)
+        choices = [table.argmax(axis=1) for table in tables]
+        counts = [np.bincount(chosen, minlength=len(question.choices)) for chosen in choices]
         return Decision(
             prediction=best,
             answer_text=question.choices[best],
-            confidence=math.exp(mean[best]),
-            scores=tuple(mean.tolist()),
-            votes=tuple(votes.tolist()),
+            confidence=float(voted.share),
+            scores=tuple(voted.scores.tolist()),
+            votes=tuple(sum(counts).tolist()),  # type: ignore[union-attr]
             orders_used=sum(len(score.orders) for score in scores),
             members=self._names,
-            near_tie=int(np.count_nonzero(near)) > 1,  # the best one is near itself
+            near_tie=self._is_near_tie(voted, tables, weights, bounds, best),
             letter_mass=min(masses, default=None),
+            flip_rate=_flip_rate(counts),
+            circular=_circular(scores, choices),
+            doubt=stopped.doubt if stopped else None,
             prompt=max((s.prompt for s in scores), key=lambda p: (p.cut_tokens, p.shots_dropped, p.tokens)),
         )
 
+    def _is_near_tie(
+        self, voted: Vote, tables: list[Floats], weights: list[float], bounds: list[Floats], best: int
+    ) -> bool:
+        """Whether errors of `near_tie` in each log-probability, members being independent, may change the winner."""
+        total = sum(weights)
+        if self.plan.combine == "majority":  # an order with its own near tie may vote otherwise
+            support, shaky = np.zeros(len(voted.scores)), 0.0
+            for table, weight, bound in zip(tables, weights, bounds, strict=True):
+                support += ballots(table, "majority").mean(axis=0) * (weight / total)
+                top = np.partition(table, -2, axis=1)
+                error = self._near_tie * np.sqrt(2.0) * bound.max() * np.sqrt(len(table))
+                shaky += (top[:, -1] - top[:, -2] <= error).mean() * (weight / total)
+            rivals = np.delete(support, best)
+            return bool(support[best] - rivals.max(initial=0.0) <= 2 * shaky + EQUAL)
+        spread = sum((weight / total * bound) ** 2 for weight, bound in zip(weights, bounds, strict=True))
+        near = voted.scores[best] - voted.scores <= self._near_tie * np.sqrt(spread[best] + spread)  # type: ignore[index]
+        return int(np.count_nonzero(near)) > 1  # the best one is near itself
 
-def _missing(index: int, member: Member, question: Question, known: Evidence) -> Ask | None:
-    wanted = _wanted(member, question)
-    if wanted is None:
-        done = {sample.index for sample in known} if isinstance(known, tuple) else set()
-        samples = tuple(i for i in range(member.sampling.samples) if i not in done)
-        return Ask(index, samples=samples) if samples else None
-    had = known.orders if isinstance(known, Score) else ()
-    orders = tuple(order for order in wanted if order not in had)
-    unconditional = _is_pmi(member) and (not isinstance(known, Score) or known.unconditional is None)
-    return Ask(index, orders, unconditional) if orders or unconditional else None
+    def _walk(self, question: Question, evidence: Sequence[Evidence]) -> "_Stop":
+        if not self._seen(question, evidence):
+            orders = len(self.reference(question))
+            return _Stop(0, 0, 1.0, first_ask(self._gate(question), len(question.choices), orders), False)
+        found: Walk = walk(self.track([(question, evidence)]), self._gate(question))
+        orders, choice, needs = int(found.orders[0]), int(found.choice[0]), int(found.needs[0])
+        return _Stop(orders, choice, float(found.doubt[0]), needs, orders < len(self.reference(question)))
+
+    def _gate(self, question: Question) -> Gate:
+        return EXACT if self._is_drawn(question) else self._calibration.gate
+
+    def _is_drawn(self, question: Question) -> bool:
+        return self._drawn.test >= 0 and rank(question, self._seed) <= self._drawn.test
+
+    def in_sample(self, question: Question) -> bool:
+        """Whether the calibration looks at this question."""
+        n, place = len(question.choices), rank(question, self._seed)
+        limits = (self._drawn.prior.get((i, n), -1) for i in range(len(self._members)))
+        return place <= max(self._drawn.test, *limits)
+
+    def _seen(self, question: Question, evidence: Sequence[Evidence]) -> int:
+        """How many reference orders all adaptive members have answered, from the first on."""
+        return min(known_prefix(evidence[i], self.reference(question)) for i in self._adaptive)
+
+    def _lacks(self, index: int, question: Question, known: Evidence) -> Ask | None:
+        member = self._members[index]
+        if not _scores(member):
+            done = {sample.index for sample in known} if isinstance(known, tuple) else set()
+            samples = tuple(i for i in range(member.sampling.samples) if i not in done)
+            return Ask(index, samples=samples) if samples else None
+        orders = self._unknown(known, self.wanted(index, question))
+        unconditional = is_pmi(member) and (not isinstance(known, Score) or known.unconditional is None)
+        return Ask(index, orders, unconditional) if orders or unconditional else None
+
+    def _unknown(self, known: Evidence, wanted: tuple[Order, ...]) -> tuple[Order, ...]:
+        if not isinstance(known, Score):
+            return wanted
+        if known.orders[: len(wanted)] == wanted:
+            return ()
+        had = set(known.orders)
+        return tuple(order for order in wanted if order not in had)
+
+    def _usable(self, index: int, question: Question, known: Evidence) -> bool:
+        """Whether a decision can be made from what this member has said."""
+        member = self._members[index]
+        if isinstance(known, Score):
+            wanted = self.wanted(index, question)
+            said = known_prefix(known, wanted) if index in self._adaptive else not set(wanted).isdisjoint(known.orders)
+            return bool(said) and not (is_pmi(member) and known.unconditional is None)
+        return bool(known) and known[0].index < member.sampling.samples  # type: ignore[index]
 
 
-def _usable(member: Member, question: Question, known: Evidence) -> bool:
-    """Whether a decision can be made from what this member has said."""
-    if isinstance(known, Score):
-        wanted = _wanted(member, question) or ()
-        said = any(order in known.orders for order in wanted)
-        return said and not (_is_pmi(member) and known.unconditional is None)
-    return bool(known) and known[0].index < member.sampling.samples  # type: ignore[index]
+class _Stop(NamedTuple):
+    """`ensemble.adaptive.Walk` of one question; early: before all orders."""
+
+    orders: int
+    choice: int
+    doubt: float
+    needs: int
+    early: bool
+
+
+def _scores(member: Member) -> bool:
+    return isinstance(member.scoring, Letter | Cloze)
+
+
+def _characters(question: Question) -> Floats:
+    return np.array([len(choice) for choice in question.choices], dtype=np.float64)
 
 
 def _price(member: Member, question: Question) -> int:
     """Sequences that a first answer takes."""
-    return len(question.choices) * (1 + _is_pmi(member)) if isinstance(member.scoring, Cloze) else 1
+    return len(question.choices) * (1 + is_pmi(member)) if isinstance(member.scoring, Cloze) else 1
 
 
-def _wanted(member: Member, question: Question) -> tuple[Order, ...] | None:
-    """The orders that the member's config names; None for a member that generates text."""
-    if isinstance(member.scoring, Letter):
-        return ORDERS[member.scoring.orders](len(question.choices))
-    return identity(len(question.choices)) if isinstance(member.scoring, Cloze) else None
+def _flip_rate(counts: Sequence[np.ndarray]) -> float | None:
+    """counts: per member how many of its orders chose each option."""
+    rates = []
+    for count in counts:
+        orders = int(count.sum())
+        if orders > 1:
+            rates.append(1 - float((count * (count - 1)).sum()) / (orders * (orders - 1)))
+    return sum(rates) / len(rates) if rates else None
 
 
-def _is_pmi(member: Member) -> bool:
-    return isinstance(member.scoring, Cloze) and member.scoring.normalisation == "pmi"
-
-
-def wanted_orders(member: Member, question: Question, score: Score) -> Score:
-    """The score with only those of its orders that the member's config names, in the config's order."""
-    wanted = tuple(order for order in _wanted(member, question) or () if order in score.orders)
-    if wanted == score.orders:
-        return score
-    rows = [score.orders.index(order) for order in wanted]
-    return replace(score, orders=wanted, logprobs=score.logprobs[rows])
-
-
-def normalised(member: Member, question: Question, score: Score) -> Floats:
-    """[orders, options] log-probabilities that sum to one over the options, for the orders the member wants."""
-    table: Floats = wanted_orders(member, question, score).logprobs.astype(np.float64)
-    if isinstance(member.scoring, Cloze):
-        if member.scoring.normalisation == "pmi":
-            assert score.unconditional is not None
-            table = table - score.unconditional.astype(np.float64)
-        else:
-            table = table / _lengths(member.scoring, question, score)
-    return log_softmax(table)
-
-
-def _lengths(scoring: Cloze, question: Question, score: Score) -> Floats:
-    """Per option what its summed log-probability is divided by."""
-    if scoring.normalisation == "token":
-        return score.tokens.astype(np.float64)
-    if scoring.normalisation == "char":  # as lm-evaluation-harness's acc_norm counts
-        return np.array([len(choice) for choice in question.choices], dtype=np.float64)
-    return np.ones(len(question.choices))
-
-
-def near_tie_bound(member: Member, question: Question, score: Score) -> Floats:
-    """Per option, how a numerical error of 1 in each token's log-probability adds up, tokens being independent."""
-    if isinstance(member.scoring, Cloze):
-        bound: Floats = np.sqrt(score.tokens) / _lengths(member.scoring, question, score)
-        return bound
-    return np.full(len(question.choices), 1 / math.sqrt(len(score.orders)))
-
-
-def log_softmax(x: Floats) -> Floats:
-    result: Floats = x - np.logaddexp.reduce(x, axis=-1, keepdims=True)
-    return result
-
-
-def merge(known: Evidence, new: Score | Sample) -> Score | tuple[Sample, ...]:
-    """What is known after `new` came in; of the same order or sample the first counts."""
-    if isinstance(new, Sample):
-        samples = known if isinstance(known, tuple) else ()
-        return tuple(sorted({s.index: s for s in (new, *samples)}.values(), key=lambda s: s.index))
-    return merge_scores(known if isinstance(known, Score) else None, new)
-
-
-def merge_scores(known: Score | None, new: Score) -> Score:
-    """The orders of both; of the same order the first counts."""
-    if known is None:
-        return new
-    fresh = [i for i, order in enumerate(new.orders) if order not in known.orders]
-    return Score(
-        known.orders + tuple(new.orders[i] for i in fresh),
-        np.concatenate([known.logprobs, new.logprobs[fresh]]) if known.orders else new.logprobs,
-        known.tokens if known.orders else new.tokens,
-        known.unconditional if known.unconditional is not None else new.unconditional,
-        known.prompt if known.orders else new.prompt,
-    )
+def _circular(scores: Sequence[Score], choices: Sequence[np.ndarray]) -> int | None:
+    found = set[int]()
+    for score, chosen in zip(scores, choices, strict=True):
+        n = len(score.tokens)
+        if n > 1 and score.orders[:n] == make_orders("cyclic", n, 0):
+            found |= set(chosen[:n].tolist())
+    return None if not found else found.pop() if len(found) == 1 else -1

@@ -17,6 +17,7 @@ from ensemble import config
 SECTIONS: dict[str, type[config.Record]] = {
     "Run config": config.RunConfig,
     "tasks.TASK": config.TaskPlan,
+    "tasks.TASK.adaptive": config.Adaptive,
     "tasks.TASK.members.N": config.Member,
     "members.N.scoring, method: letter": config.Letter,
     "members.N.scoring, method: cloze": config.Cloze,

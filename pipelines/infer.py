@@ -16,13 +16,12 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from ensemble.errors import EngineError, ModelError, QuorumError
 from ensemble.files import location
-from ensemble.plan import Plan
-from ensemble.read import iter_blocks
-from ensemble.records import Question
+from ensemble.plan import Plan, calibrated, calibrated_tasks
 from ensemble.tally import Tally
 from pipelines.cluster import EngineSpec, connect, start_engines, wait_for
 from pipelines.deadline import Deadline, by_promise
 from pipelines.progress import Progress
+from pipelines.sample import first_questions, sample_work
 from pipelines.stage import Job, Stage, preflight
 from pipelines.work import Part
 
@@ -60,6 +59,7 @@ def infer(
     of the plan follows where it is expected to change most.
     """
     config = plan.config
+    plan = calibrated(plan, location(store), blocks, partly=deadline is not None)
     until = deadline.until if deadline else None
     clock = time.monotonic()
 
@@ -80,7 +80,7 @@ def infer(
         board = ray.remote(num_cpus=0)(Board)
         job = Job(plan, store, engines, board.remote(), os.getcwd(), deadline is not None, until)
         # Sent before the engines are ready: its imports and tokenizers load meanwhile.
-        tried = ray.remote(num_cpus=STAGE_CPUS)(preflight).remote(job, _first_questions(blocks, missing))
+        tried = ray.remote(num_cpus=STAGE_CPUS)(preflight).remote(job, first_questions(plan, blocks, list(missing)))
         data = importlib.import_module("ray.data")  # takes seconds, spent while the engines load
 
         longest = config.ray.engine_start_seconds
@@ -95,6 +95,10 @@ def infer(
                 raise ModelError(f"the preflight took over {longest:g} s: raise ray.engine_start_seconds") from None
             return
         lap("preflight")
+        if len(plan.calibrations) < len(calibrated_tasks(plan)):
+            job, missing = _calibrate(data, job, blocks, missing, tally, progress, board)
+            plan = job.plan
+            lap("calibrate")
         with _watching(job.board, missing, progress, until):
             _stream_until(data, job, [[Part(block)] for block in blocks], tally, progress)
         lap("solve")
@@ -114,6 +118,23 @@ def infer(
         ) from e
     finally:
         ray.shutdown()
+
+
+def _calibrate(
+    data: Any, job: Job, blocks: Sequence[str], missing: Counter[str], tally: Tally, progress: Progress, board: Any
+) -> tuple[Job, Counter[str]]:
+    """The first phase: the sample is asked, and the plan calibrated on what came of it; with what is then left."""
+    store = location(job.store)
+    work = sample_work(job.plan, store, blocks)
+    if work.parts:
+        progress.note("calibrating the votes on a sample")
+        with _watching(job.board, work.tasks, progress, job.until):
+            _stream_until(data, job, [[part] for part in work.parts], tally, progress)
+    plan = calibrated(job.plan, store, blocks, partly=True)
+    for task, calibration in plan.calibrations.items():
+        if calibration.certificate is not None:
+            progress.note(f"{task}: {calibration.certificate.sentence()}")
+    return job._replace(plan=plan, board=board.remote()), missing - work.tasks
 
 
 def _await_engines(engines: dict[str, list[Any]], seconds: float, until: float | None, progress: Progress) -> bool:
@@ -144,18 +165,6 @@ def _status(actor: Any) -> str | None:
         return status
     except RayError:
         return None
-
-
-def _first_questions(blocks: Sequence[str], missing: Counter[str]) -> list[Question]:
-    """One question of each task."""
-    firsts: dict[str, Question] = {}
-    for block in iter_blocks(blocks):
-        for question in block:
-            if question.task in missing:
-                firsts.setdefault(question.task, question)
-        if len(firsts) == len(missing):
-            break
-    return list(firsts.values())
 
 
 def _take_tried(total: Tally, tried: dict[str, Tally], progress: Progress) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ensemble.errors import InputError
 from ensemble.files import location
 from ensemble.outputs import Decided, Outside, Written, write_results
-from ensemble.plan import Evidences, Plan, known, replay
+from ensemble.plan import Evidences, Plan, calibrated, known, replay
 from ensemble.questions import parse_question
 from ensemble.read import find_inputs, iter_blocks
 from ensemble.records import Gold
@@ -33,10 +33,9 @@ class Results(NamedTuple):
     partial: bool
 
     def write(self, tally: Tally, stopped: tuple[str, str] | None = None) -> Written:
-        return self._write(self.decided(), tally, stopped)
-
-    def decided(self) -> Iterator[Decided]:
-        return replay(self.plan, self.store, iter_blocks(self.blocks), self.partial)
+        # What the sample lacks by now could not be had.
+        plan = calibrated(self.plan, self.store, self.blocks, partly=True)
+        return self._write(plan, replay(plan, self.store, self.blocks, self.partial), tally, stopped)
 
     def ids(self) -> Iterator[int | str]:
         return (question.id for block in iter_blocks(self.blocks) for question in block)
@@ -49,10 +48,11 @@ class Results(NamedTuple):
         if not self.partial and not len(Evidences(self.plan, self.store)):
             missing.update(asked)
             return None
+        plan = calibrated(self.plan, self.store, self.blocks, partly=self.partial)
 
         def counted() -> Iterator[Decided]:
-            for question, voter, evidence in known(self.plan, self.store, iter_blocks(self.blocks)):
-                lacks = bool(voter.missing(question, evidence))
+            for question, voter, evidence in known(plan, self.store, self.blocks):
+                lacks = not voter.calibrated or bool(voter.missing(question, evidence))
                 if lacks:
                     missing[question.task] += 1
                 if self.partial or not missing.total():  # else nothing will be written: only count
@@ -62,12 +62,12 @@ class Results(NamedTuple):
                 raise _Incomplete
 
         try:
-            return self._write(counted(), Tally(), None)
+            return self._write(plan, counted(), Tally(), None)
         except _Incomplete:
             return None
 
-    def _write(self, decided: Iterable[Decided], tally: Tally, stopped: tuple[str, str] | None) -> Written:
-        return write_results(self.folder, self.plan, decided, tally, self.outside, stopped, guess=self.partial)
+    def _write(self, plan: Plan, decided: Iterable[Decided], tally: Tally, stopped: tuple[str, str] | None) -> Written:
+        return write_results(self.folder, plan, decided, tally, self.outside, stopped, guess=self.partial)
 
 
 class _Incomplete(Exception):

@@ -22,7 +22,7 @@ from ensemble.load import load_config
 from ensemble.names import unknown
 from ensemble.outputs import Written, write_errors
 from ensemble.plan import Plan, describe_members, make_plan, replay
-from ensemble.read import InputSummary, iter_blocks, read_questions
+from ensemble.read import InputSummary, read_questions
 from ensemble.records import TASKS, RowError
 from ensemble.relative import check_baseline
 from ensemble.rouge import check_words
@@ -53,7 +53,8 @@ def solve(options: argparse.Namespace, started: float) -> int:
         read = _read(config, options, scratch, folder, errors, progress)
         clock.lap("read")
         files = _files_known(progress) if options.dry_run else models.fingerprint
-        plan = make_plan(_covering(config, read), list(read.by_task), files)
+        certify = options.deadline is None
+        plan = make_plan(_covering(config, read), list(read.by_task), files, read.blocks, certify)
         for warning in prompt_warnings(config, read.by_task):
             progress.warn(warning)
         if options.fresh:
@@ -165,7 +166,7 @@ def _look(results: Results, read: InputSummary) -> tuple[Counter[str], Written |
 def _missing(plan: Plan, store: Path, read: InputSummary) -> Counter[str]:
     """Questions per task that the store cannot decide."""
     try:
-        return Counter(q.task for q, decision in replay(plan, store, iter_blocks(read.blocks)) if decision is None)
+        return Counter(q.task for q, decision in replay(plan, store, read.blocks) if decision is None)
     except StoreError as e:
         raise ConfigError(str(e)) from None
 

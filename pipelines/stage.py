@@ -12,6 +12,7 @@ from ensemble import models
 from ensemble.answer import Asker, answer
 from ensemble.config import RunConfig
 from ensemble.errors import QuorumError
+from ensemble.evidence import Evidence
 from ensemble.files import location
 from ensemble.plan import Evidences, Plan, sample_seed, store_hash
 from ensemble.prompts import Prompter
@@ -20,7 +21,7 @@ from ensemble.records import Decision, Question, Sample, Score
 from ensemble.store import StoreWriter
 from ensemble.tally import Tally
 from ensemble.tokens import load_tokenizer
-from ensemble.votes import Evidence, Voter
+from ensemble.votes import Voter
 from pipelines.cluster import EngineClient, enter
 from pipelines.work import Part
 

@@ -10,12 +10,12 @@ from rich.table import Table
 
 from ensemble import memory
 from ensemble.errors import UnaskableError
+from ensemble.orders import count_orders
 from ensemble.outputs import Written
 from ensemble.plan import Plan, PlannedMember
 from ensemble.read import InputSummary, iter_blocks
 from ensemble.records import Question, RowError, Task
 from ensemble.render import Renderer
-from ensemble.votes import ORDERS
 
 SAMPLE = 50  # questions of a task from which the plan estimates
 
@@ -73,7 +73,7 @@ def _cost(
         scoring = member.scoring
         n = 1
         if scoring is not None and scoring.method == "letter":
-            n = len(ORDERS[scoring.orders](len(order)))
+            n = count_orders(scoring.orders, len(order))
         elif scoring is not None and scoring.method == "cloze":
             n = len(order)
         prompts += n

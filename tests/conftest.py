@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from ensemble.orders import make_orders
 from ensemble.questions import content_hash
-from ensemble.records import Question, Task
+from ensemble.records import Order, Question, Task
 
 # A deadline for each example would test the machine's speed (the first call imports libraries).
 settings.register_profile("quorum", deadline=None)
@@ -52,3 +53,11 @@ def question(
     assert context is None or isinstance(context, str)
     digest = content_hash(task, text, context, choices)
     return Question(row_index, "q.jsonl", row_index + 1, row_index, task, text, choices=choices, hash=digest, **fields)  # type: ignore[arg-type]
+
+
+def identity(n: int) -> tuple[Order, ...]:
+    return make_orders("identity", n, 0)
+
+
+def cyclic(n: int) -> tuple[Order, ...]:
+    return make_orders("cyclic", n, 0)

@@ -12,8 +12,8 @@ from ensemble.fake import FakeEngine, pseudo_logprob
 from ensemble.prompts import Prompter
 from ensemble.records import Sample, Score
 from ensemble.tokens import load_tokenizer
-from ensemble.votes import Voter, cyclic
-from tests.conftest import question
+from ensemble.votes import Voter
+from tests.conftest import cyclic, question
 
 TEMPLATE = Template(
     question="{{ text }}{% for c in choices %} {{ c.label }}={{ c.text }}{% endfor %}", answer="{{ answer }}"

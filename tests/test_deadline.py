@@ -18,8 +18,8 @@ from ensemble.plan import make_plan
 from ensemble.read import Selection, iter_blocks, read_questions
 from ensemble.records import Score
 from ensemble.store import StoreWriter, open_store
-from ensemble.votes import identity
 from pipelines.deadline import Deadline, by_promise, seconds
+from tests.conftest import identity
 
 CONFIG = """
 models:

@@ -146,6 +146,29 @@ def test_letter_mass_is_summed_up_with_and_without_gold() -> None:
     assert summary["multiple_choice/law"]["letter_mass"]["mean"] == 0.5
 
 
+def test_consistency_is_summed_up_with_and_without_gold() -> None:
+    grades = GradeBook()
+    grades.consistency("multiple_choice", None).add(None, 1, 0.5, 0.5, 1)
+    assert list(grades.summary(seed=0)["multiple_choice"]) == ["flip_rate"]
+    for group, gold in (("law", 0), ("law", 1), ("art", 1)):
+        grades.add("multiple_choice", group, {"accuracy": float(gold == 1)})
+        grades.consistency("multiple_choice", group).add(gold, 1, 0.75, 0.0, 1)
+    grades.add("generation", None, {"f1": 1.0})
+    summary = grades.summary(seed=0)
+    assert list(summary) == ["generation", "multiple_choice", "multiple_choice/art", "multiple_choice/law"]
+    means = {name: (m["mean"], m["n"]) for name, m in summary["multiple_choice"].items()}
+    assert means == {
+        "accuracy": (0.666667, 3),
+        "circular_accuracy": (0.666667, 3),
+        "ece": (0.083333, 3),  # 2/3 right, 0.75 sure
+        "flip_rate": (0.125, 4),
+        "rstd": (0.5, 3),  # A never found, B always
+    }
+    assert list(summary["multiple_choice/art"]) == ["accuracy", "circular_accuracy", "ece", "flip_rate"]
+    assert summary["multiple_choice/law"]["ece"]["mean"] == 0.25
+    assert grades.summary(seed=0) == summary  # asking changes nothing
+
+
 def test_summary_of_nothing() -> None:
     grades = GradeBook()
     assert grades.summary(seed=0) == {}

@@ -39,7 +39,8 @@ def row_of(question: Question, **fields: Any) -> dict[str, Any]:
         "id": question.id, "task": question.task, "group": question.group, "prediction": question.gold,
         "answer_text": "an answer", "confidence": None, "scores": None, "votes": None, "orders_used": 1,
         "members": ["m/t"], "grade": {METRICS[question.task]: 1.0} if question.gold is not None else None,
-        "error": None, "near_tie": False, "partial": False, "letter_mass": None, "samples": None,
+        "error": None, "near_tie": False, "partial": False, "letter_mass": None,
+        "flip_rate": None, "circular": None, "samples": None,
         "prompt_tokens": 100, "shots_dropped": 0, "cut_tokens": 0, "cut_characters": None,
     }  # fmt: skip
     assert fields.keys() <= row.keys()
@@ -109,6 +110,9 @@ def write(path: Path, rows: Rows, errors: list[RowError] | None = None, slowest:
     book, tasks = GradeBook(), Counter(question.task for question, _ in rows)
     for question, row in rows:
         book.add(question.task, question.group, row["grade"])
+        if isinstance(question.gold, int | None) and question.choices:
+            known = (row[key] for key in ("prediction", "confidence", "flip_rate", "circular"))
+            book.consistency(question.task, question.group).add(question.gold, *known)
     lost = [RowError(q.file, q.line, q.id, **row["error"]) for q, row in rows if row["error"]]
     digest = digest_of(rows, slowest=slowest)
     member = Member(model="m", template="t", scoring=Letter(method="letter"))
@@ -215,14 +219,13 @@ def test_ece_of_a_case_worked_by_hand():
     assert calibration.gap == pytest.approx((0.62 + 0.66 + 0.85 + 0.95) / 4 - 0.5)
 
 
-def test_recalls_and_their_spread_by_hand():
-    # Gold A: 3 of 4 right, gold B: 1 of 4. Recalls 0.75 and 0.25, their standard deviation 0.25.
+def test_recalls_by_hand():
+    # Gold A: 3 of 4 right, gold B: 1 of 4.
     rows = [choice(i, gold=gold, right=False) for i, gold in enumerate([0, 0, 0, 0, 1, 1, 1, 1])]
     predictions = [0, 0, 0, 1, 1, 0, 0, 0]
     rows = [(q, r | {"prediction": p}) for (q, r), p in zip(rows, predictions, strict=True)]
     task = digest_of(rows).tasks["multiple_choice"]
     assert task.recalls() == {0: 0.75, 1: 0.25}
-    assert report.recall_spread(task) == 0.25
     assert (task.picked, task.gold) == ({0: 6, 1: 2}, {0: 4, 1: 4})
 
 
@@ -365,6 +368,26 @@ def test_scores_come_lowest_first_and_what_is_clearly_low_is_marked(tmp_path: Pa
     assert "math, numeric_match ▼ lowest task 0.100" in text
     assert "law ▼ lowest group ▼ clearly below the task 0.200" in text
     assert "physics 0.800" in text
+
+
+def test_consistency_is_told_with_its_meaning_and_never_as_a_score(tmp_path: Path):
+    rows = [choice(i, right=i % 4 > 0, gold=1 + (i % 4 == 0), flip_rate=0.5 * (i < 10), circular=1) for i in range(40)]
+    rows = [(q, r | {"prediction": 1}) for q, r in rows]
+    html = write(tmp_path / "r.html", rows)
+    scores, options = (
+        Page(html[: html.index('<h2 id="cost">')]).text,
+        Page(html[html.index('<h2 id="options">') :]).text,
+    )
+    # 10 of 40 flip by 0.5; all circles choose B, the gold of 30; B is always found and C never; 0.8 sure, 0.75 right
+    for measure, mean in [("flip rate", 0.125), ("CircularEval", 0.75), ("RStd", 0.5), ("ECE", 0.05)]:
+        assert re.search(rf"{measure}[^.]* {mean:.3f} \d\.\d+ to \d\.\d+ 40 [A-Z]", options), measure
+        assert measure not in scores
+    assert "accuracy" in scores
+    assert not re.search("flip_rate|circular_accuracy|rstd", html)
+    without = Page(write(tmp_path / "r.html", [choice(i, gold=None, flip_rate=0.5) for i in range(20)])).text
+    assert "0.500 0.500 to 0.500 20" in without
+    assert "RStd" not in without
+    assert "consistency" not in Page(write(tmp_path / "r.html", [text_row(0, "math")])).text
 
 
 def test_a_group_of_few_questions_or_of_all_is_not_called_low(tmp_path: Path):

@@ -12,7 +12,7 @@ import pytest
 from ensemble.errors import StoreError
 from ensemble.records import PromptFacts, Sample, Score
 from ensemble.store import StoreReader, StoreWriter, open_store, segments
-from ensemble.votes import cyclic, identity
+from tests.conftest import cyclic, identity
 
 
 def a_score(value: float, orders=None, n=3) -> Score:

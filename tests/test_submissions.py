@@ -87,7 +87,7 @@ def test_lm_eval_samples_are_those_of_the_harness() -> None:
     )
     scores, grades = (math.log(0.25), math.log(0.75)), {"accuracy": 1.0}
     pairs = [
-        (choice, answered(1, scores=[round(x, 4) for x in scores], grade=grades)),
+        (choice, answered(1, answer_text="梅", scores=[round(x, 4) for x in scores], grade=grades)),
         (text, answered("Lima", answer_text="Lima.", grade={"exact_match": 1.0, "f1": 1.0})),
     ]
     first, second = lines(submit("lm_eval", pairs))
@@ -126,17 +126,20 @@ def test_lm_eval_samples_are_those_of_the_harness() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prediction", "scores", "expected"),
+    ("prediction", "text", "scores", "expected"),
     [
-        (0, [-0.1, -2.5], ["-0.1", "-2.5"]),
-        (1, None, ["-inf", "0.0"]),  # generated and parsed: certain as far as the run knows
-        (None, None, ["-inf", "-inf"]),  # failed
+        (0, "ice", [-0.1, -2.5], ["-0.1", "-2.5"]),
+        (1, "iron", [-0.6931, -0.6931], ["-0.6931", "-0.693"]),  # equal when rounded: the harness would take the first
+        (1, "iron", [-0.3567, -1.204], ["-0.3567", "-0.3566"]),  # a majority of orders against the mean
+        (1, "iron", None, ["-inf", "0.0"]),  # generated and parsed: certain as far as the run knows
+        (None, None, None, ["-inf", "-inf"]),  # failed
+        (0, None, None, ["-inf", "-inf"]),  # guessed, so that a submission is complete
     ],
 )
 def test_lm_eval_samples_always_have_a_log_likelihood_per_option(
-    prediction: int | None, scores: list[float] | None, expected: list[str]
+    prediction: int | None, text: str | None, scores: list[float] | None, expected: list[str]
 ) -> None:
-    (row,) = lines(submit("lm_eval", [(MIXED[0], answered(prediction, scores=scores))]))
+    (row,) = lines(submit("lm_eval", [(MIXED[0], answered(prediction, answer_text=text, scores=scores))]))
     assert row["filtered_resps"] == [[score, "False"] for score in expected]
     assert all(float(score) <= 0 for score, _ in row["filtered_resps"])
     assert row["doc"]["choices"] == OBJECTS

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from ensemble.config import Cloze, Generate, Letter, Member, Sampling, TaskPlan
+from ensemble.evidence import merge
 from ensemble.records import Decision, Sample, Score
-from ensemble.votes import Ask, Voter, cyclic, identity, merge, normalised
-from tests.conftest import question
+from ensemble.votes import Ask, Voter
+from tests.conftest import cyclic, identity, question
 
 
 def member(scoring, weight=1.0):
@@ -69,7 +70,9 @@ def test_cyclic_mean_log_probability_cancels_a_letter_prior():
 def test_cloze_normalisations(normalisation, expected):
     q = question(choices=("no", "twelve chars"))
     s = score([[-4.0, -6.0]], tokens=[1, 3], unconditional=[-1.0, -5.0])
-    found = normalised(member(Cloze(method="cloze", normalisation=normalisation)), q, s)[0]
+    found = Voter(TaskPlan(members=(member(Cloze(method="cloze", normalisation=normalisation)),)), ["m"], 0.0).table(
+        0, q, s
+    )[0]
     assert found[0] - found[1] == pytest.approx(expected[0] - expected[1])
     assert np.exp(found).sum() == pytest.approx(1.0)
 

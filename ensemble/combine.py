@@ -1,0 +1,78 @@
+"""How log-probabilities over orders and members become one vote. Vectorised: leading axes are questions.
+
+Everywhere `n` is the number of options, and the last axis is by content, whatever position an option was shown at.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Combine = Literal["mean_logprob", "mean_prob", "majority"]
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.intp]
+EQUAL = 1e-9  # votes that differ by less are a tie: sums of floats depend on their order
+
+
+class Vote(NamedTuple):
+    """choice: int [...], the winner. scores: [..., n], normalised log-probabilities, the winner's the highest but for
+    `majority`. share: [...], the winner's probability, of `majority` its share of the votes."""
+
+    choice: Ints
+    scores: Floats
+    share: Floats
+
+
+def vote(tables: Sequence[Floats], weights: Sequence[float], how: Combine) -> Vote:
+    """The ensemble's vote.
+
+    tables: per member [..., orders, n] normalised log-probabilities (`log_softmax`); numbers of orders may differ.
+    weights: per member, of any sum. Ties go to the higher mean log-probability, then to the lower index.
+    """
+    means = log_softmax(_mean(tables, weights))
+    if how == "mean_logprob":
+        choice = _winner(means, means)
+        return Vote(choice, means, np.exp(_pick(means, choice)))
+    support = _mean([ballots(table, how) for table in tables], weights)
+    choice = _winner(support, means)
+    if how == "mean_prob":
+        with np.errstate(divide="ignore"):
+            scores = np.maximum(np.log(support), -1e4)  # an impossible option stays a number
+        return Vote(choice, scores, _pick(support, choice))
+    return Vote(choice, means, _pick(support, choice))
+
+
+def ballots(table: Floats, how: Combine) -> Floats:
+    """[..., orders, n] what each order adds to each option: of `mean_prob` and `majority` in [0, 1], in sum 1."""
+    if how == "mean_logprob":
+        return table
+    if how == "mean_prob":
+        return np.exp(table)
+    chosen: Floats = (np.arange(table.shape[-1]) == table.argmax(axis=-1)[..., None]).astype(np.float64)
+    return chosen
+
+
+def log_softmax(x: Floats) -> Floats:
+    top = x.max(axis=-1, keepdims=True)
+    shifted = x - top
+    result: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
+def _mean(tables: Sequence[Floats], weights: Sequence[float]) -> Floats:
+    total = sum(weights)
+    result: Floats = np.zeros_like(tables[0][..., 0, :])
+    for table, weight in zip(tables, weights, strict=True):
+        result += table.mean(axis=-2) * (weight / total)
+    return result
+
+
+def _winner(support: Floats, means: Floats) -> Ints:
+    best = support >= support.max(axis=-1, keepdims=True) - EQUAL
+    winner: Ints = np.where(best, means, -np.inf).argmax(axis=-1)
+    return winner
+
+
+def _pick(values: Floats, choice: Ints) -> Floats:
+    return np.take_along_axis(values, choice[..., None], axis=-1)[..., 0]
