@@ -1,13 +1,15 @@
-"""Samples both ways with lm-evaluation-harness 0.4.13, in an environment that has it (lm-eval[hf]) beside Quorum's:
+"""Samples both ways with lm-evaluation-harness 0.4.13; needs an environment with lm-eval and Quorum's packages.
 
 Make a peer's file: the harness asks a model (its backend `hf`, on this machine's CPU) the multiple-choice questions of
 a file, by the prompts of configs/templates/cloze.yaml or letters.yaml, and writes DIR/MODEL/samples_*.jsonl:
-    python benchmarks/lm_eval_samples.py peer --model FOLDER --input FILE --output DIR [--letters] [--limit N]
+
+python benchmarks/lm_eval_samples.py peer --model FOLDER --input FILE --output DIR [--letters] [--limit N]
 
 Have the harness read ours: a run's submission.json (submission.format=lm_eval) goes, under the name that its tools look
 for, through its search for files, through `datasets`, which the hub's viewer uses, and through its own task: `acc`
 computed anew from the log-likelihoods and the mean over all must be those of the run. Exit status 1 where they are not:
-    python benchmarks/lm_eval_samples.py check RUN_FOLDER
+
+python benchmarks/lm_eval_samples.py check RUN_FOLDER
 """
 
 import argparse

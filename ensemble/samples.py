@@ -77,18 +77,17 @@ class SamplesFile:
                 requests = _requests(row)
                 if requests is None:
                     continue
+                values = _values(requests, row["resps"])
                 document = _digest(json.dumps(row["doc"], sort_keys=True))
                 if first := seen.get(document):
                     if first != path:
                         raise InputError(f"{first} has the same document: name the files of one run and task only")
                     continue
-                values = _values(requests, row["resps"])
             except InputError as e:
                 raise InputError(f"{path}:{line}: {e}") from None
             seen[document] = path
             digest.update(document + json.dumps([requests, values]).encode())
-            if max(values) > IMPOSSIBLE:
-                self._add(row["doc"], requests, values)
+            self._add(row["doc"], requests, values)
         self.fingerprint = digest.hexdigest()
         if not self._known:
             cure = "run a task of output_type multiple_choice over a file of questions in Quorum's form"
@@ -96,6 +95,8 @@ class SamplesFile:
 
     def _add(self, doc: Row, requests: Sequence[tuple[str, str]], values: Sequence[float]) -> None:
         n = _options(requests)
+        if max(values[:n]) <= IMPOSSIBLE:
+            return
         strings = {_plain(text) for text in _strings({k: v for k, v in doc.items() if k != "id"})}
         prompt, continuations = _plain(requests[0][0]), [_plain(text) for _, text in requests[:n]]
         options = _listed(prompt, continuations, sorted(strings, key=len, reverse=True)) or continuations

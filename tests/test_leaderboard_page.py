@@ -137,7 +137,7 @@ def made() -> Made:
     made.questions[CHOICE][5]["gold"] = None
     for answers in made.answers.values():
         answers["grades"][5] = np.nan
-    made.task(MATH, "numeric_match", [{"model": m, "temperature": t} for m in "ab" for t in (0.2, 1.0)], 120, [])
+    made.task(MATH, "numeric_match", [{"model": m, "samples": n} for m in "ab" for n in (1, 8)], 120, [])
     made.task(SUMMARY, "rouge2_char", [{"model": m, "samples": n} for m in "ab" for n in (1, 5)], 70, [])
     return made
 
@@ -456,6 +456,7 @@ def test_the_scatter_marks_its_front_and_a_dot_opens_its_comparison(page: Any, m
         v["name"] for v in front
     ]
     assert "log scale" in page.locator("#plot").inner_text()  # 1 to 24 orders
+    assert {"1", "4", "24"} <= set(page.locator("#plot text").all_text_contents())
     dots.first.focus()
     assert front[0]["name"] in page.locator("#readout").inner_text()
     page.keyboard.press("Enter")
@@ -476,8 +477,12 @@ def test_the_heat_map_has_the_first_30_variants_by_group(page: Any, made: Made):
     cells = page.locator("#heat tbody tr").first.locator("td").all_inner_texts()
     expected = [first["score"], *(first["groups"][g] for g in GROUPS)]
     assert [float(cell) for cell in cells] == pytest.approx([s["mean"] for s in expected], abs=0.00501)
-    page.locator("#filter label", has_text=MATH).click()  # no groups: by task
-    assert page.locator("#heat thead th").all_inner_texts()[1:] == [CHOICE, MATH, SUMMARY]
+    page.locator("#filter label", has_text=MATH).click()  # no groups: by task, of those that have such variants
+    assert page.locator("#heat thead th").all_inner_texts()[1:] == [MATH, SUMMARY]
+    at = page.locator("#heat tbody th").all_inner_texts().index("a 1")
+    scores = [next(v for v in variants(made, task) if v["name"] == "a 1")["score"]["mean"] for task in (MATH, SUMMARY)]
+    cells = page.locator("#heat tbody tr").nth(at).locator("td").all_inner_texts()
+    assert [float(cell) for cell in cells] == pytest.approx(scores, abs=0.00501)
 
 
 @browsing
