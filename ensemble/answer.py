@@ -66,7 +66,7 @@ def request_seed(seed: int, question: Question, index: int = 0) -> int:
 async def answer(
     question: Question,
     voter: Voter,
-    askers: Sequence[Asker],
+    askers: Sequence[Asker | None],
     evidence: Sequence[Evidence],
     record: Record,
     first: bool = False,
@@ -82,7 +82,9 @@ async def answer(
             record(ask.member, question, reply)
             known[ask.member] = merge(known[ask.member], reply)
 
-        await askers[ask.member](question, ask, keep)
+        asker = askers[ask.member]
+        assert asker is not None, "what a samples file has not is refused by the plan"
+        await asker(question, ask, keep)
 
     if first:
         await together(map(put, voter.first(question, known)))

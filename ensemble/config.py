@@ -206,10 +206,15 @@ class Sampling(Record):
 
 
 class Member(Record):
-    """A model, asked in one way."""
+    """A model, asked in one way; or what lm-evaluation-harness had from one."""
 
-    model: str = Field(description="A file of configs/models, without .yaml, or a path to one.")
-    template: str = Field(description="A file of configs/templates, without .yaml, or a path to one.")
+    model: str = Field("", description="A file of configs/models, without .yaml, or a path to one.")
+    template: str = Field("", description="A file of configs/templates, without .yaml, or a path to one.")
+    samples: str | None = Field(
+        None,
+        description="Instead of model and template: samples_*.jsonl of lm-evaluation-harness for the same questions "
+        "(a file, glob or folder), or a submission of format lm_eval.",
+    )
     scoring: Scoring | None = Field(None, description="Multiple choice: letter, cloze or generate.")
     sampling: Sampling = Field(Sampling(), description="For generated text.")
     cut: Literal["tail", "head", "middle", "forbid"] = Field(
@@ -221,6 +226,26 @@ class Member(Record):
         0.5, description="cut: middle leaves out tokens around this fraction of the input (0.7: past the middle)."
     )
     weight: Annotated[float, Field(gt=0)] = Field(1.0, description="In the average over members.")
+
+    @model_validator(mode="after")
+    def one_source(self) -> "Member":
+        if self.samples is None:
+            lacking = [key for key in ("model", "template") if not getattr(self, key)]
+            if lacking:
+                raise ValueError(f"missing {' and '.join(lacking)}: a member names model and template, or samples")
+            return self
+        if self.model or self.template:
+            raise ValueError("samples stand for model and template: leave these out")
+        known = self.scoring is not None and (
+            (isinstance(self.scoring, Letter) and self.scoring.orders == "identity" and self.scoring.debias == "none")
+            or (isinstance(self.scoring, Cloze) and self.scoring.normalisation != "token")
+        )
+        if not known:
+            raise ValueError(
+                "samples have one order and no token counts: set scoring to {method: letter}, or to {method: cloze} "
+                "with normalisation sum, char or pmi"
+            )
+        return self
 
 
 class Adaptive(Record):

@@ -68,6 +68,7 @@ def build(
             for task in plan.tasks
             if task in tally.usage
         },
+        "votes": written.votes,
         "drift": _drift(tally.drift),
         "relative": written.relative,
     }

@@ -18,6 +18,7 @@ from ensemble.grading import DEFAULT_METRICS, GradeBook, grade
 from ensemble.plan import Plan
 from ensemble.records import Decision, Gold, Question, RowError, Task
 from ensemble.relative import BaselineGrades, relative
+from ensemble.spent import VoteBook
 from ensemble.submissions import open_submission
 from ensemble.tally import Tally
 
@@ -38,7 +39,8 @@ class Outside(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What the pass saw; relative: `ensemble.relative.relative`; digest: for the report."""
+    """What the pass saw; relative: `ensemble.relative.relative`; digest: for the report; votes: per task
+    `ensemble.spent.VoteBook.summary`."""
 
     answered: Counter[str]
     failed: list[RowError]
@@ -49,6 +51,7 @@ class Written(NamedTuple):
     relative: dict[str, Any] | None
     digest: Digest
     gold_matched: int
+    votes: dict[Task, dict[str, Any]]
 
 
 def write_results(
@@ -71,6 +74,7 @@ def write_results(
     baseline = BaselineGrades(outside.baseline, plan.config) if outside.baseline else None
     guess = guess and overlay is None
     gold_matched = 0
+    votes: dict[Task, VoteBook] = {}
     book, answered, failed = GradeBook(), Counter[str](), list[RowError]()
     partial = near_ties = cut = 0
     compared_by: dict[str, str] = {task: next(iter(means)) for task, means in plan.config.baseline.items()}
@@ -95,6 +99,7 @@ def write_results(
                 assert not isinstance(question.gold, tuple)
                 known = (row[key] for key in ("prediction", "confidence", "flip_rate", "circular"))
                 book.consistency(question.task, question.group).add(question.gold, *known)
+                votes.setdefault(question.task, VoteBook(plan, question.task)).add(question, decision)
             if row["error"]:
                 failed.append(RowError(question.file, question.line, question.id, **row["error"]))
             else:
@@ -110,7 +115,8 @@ def write_results(
     grades = book.summary(plan.config.seed)
     write_json(folder / "grades.json", grades)
     compared = relative(grades, baseline.means() if baseline else plan.config.baseline)
-    return Written(answered, failed, partial, near_ties, cut, grades, compared, digest, gold_matched)
+    spent = {task: taken.summary() for task, taken in votes.items()}
+    return Written(answered, failed, partial, near_ties, cut, grades, compared, digest, gold_matched, spent)
 
 
 def prediction_row(question: Question, decision: Decision | None, failures: Failures, plan: Plan) -> dict[str, Any]:
@@ -131,6 +137,7 @@ def prediction_row(question: Question, decision: Decision | None, failures: Fail
         "error": None,
         "near_tie": False,
         "partial": False,
+        "doubt": None,
         "letter_mass": None,
         "flip_rate": None,
         "circular": None,
@@ -157,6 +164,7 @@ def prediction_row(question: Question, decision: Decision | None, failures: Fail
         "orders_used": decision.orders_used,
         "grade": grade(question.task, decision.prediction, question.gold, metrics, task.rouge_words),
         "near_tie": decision.near_tie,
+        "doubt": _rounded(decision.doubt),
         "partial": decision.partial,
         "letter_mass": _rounded(decision.letter_mass),
         "flip_rate": _rounded(decision.flip_rate),

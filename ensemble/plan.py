@@ -12,12 +12,14 @@ from ensemble.calibrate import Priors, calibrate
 from ensemble.calibration import NOBODY, Calibration, Drawn, Population, draw, needs_sample, rank
 from ensemble.combine import Floats
 from ensemble.config import Letter, Member, ModelConfig, RunConfig, Template, fingerprint, is_adaptive, is_chat
+from ensemble.errors import ConfigError
 from ensemble.evidence import Evidence
 from ensemble.orders import check_orders
-from ensemble.prior import load_prior, prior_key
+from ensemble.prior import StoredPrior, load_prior, prior_key, save_prior
 from ensemble.read import iter_blocks
 from ensemble.records import Decision, Question, Task
-from ensemble.render import labels, uses_group
+from ensemble.render import LETTERS, labels, uses_group
+from ensemble.samples import SamplesFile
 from ensemble.shots import shots_fingerprint
 from ensemble.store import StoreReader, describe_member
 from ensemble.votes import Known, Voter
@@ -33,6 +35,7 @@ class PlannedMember(NamedTuple):
     member: Member
     scored: bool  # option scores, else generated text
     by_group: bool = False  # whether its prompts depend on the question's group
+    samples: SamplesFile | None = None  # what it says, in place of a model
 
 
 class Plan(NamedTuple):
@@ -49,7 +52,8 @@ class Plan(NamedTuple):
 
     def models(self, tasks: Sequence[str]) -> list[str]:
         """The models that these tasks need, each once, in the config's order."""
-        return list(dict.fromkeys(m.member.model for t in self.tasks if t in tasks for m in self.tasks[t]))
+        asked = (m for t in self.tasks if t in tasks for m in self.tasks[t] if m.samples is None)
+        return list(dict.fromkeys(m.member.model for m in asked))
 
     def description(self, planned: PlannedMember, files: Callable[[ModelConfig], str] = files_of) -> dict[str, object]:
         """See `member_description`."""
@@ -60,7 +64,8 @@ class Plan(NamedTuple):
 
     def voter(self, task: Task) -> Voter:
         plan = self.config.tasks[task]
-        shown = labels(self.config.templates[plan.members[0].template])
+        first = plan.members[0]
+        shown = LETTERS if first.samples else labels(self.config.templates[first.template])
         names = [m.name for m in self.tasks[task]]
         drawn, calibration = self.drawn.get(task, NOBODY), self.calibrations.get(task)
         return Voter(plan, names, self.config.near_tie, shown, self.config.seed, drawn, calibration)
@@ -86,6 +91,9 @@ def make_plan(
             continue
         planned = []
         for member in plan.members:
+            if member.samples is not None:
+                planned.append(_of_samples(member))
+                continue
             model = config.models[member.model]
             device = devices.setdefault(member.model, models.device(model.engine.device))
             description = member_description(member, model, config.templates[member.template], device, files(model))
@@ -94,6 +102,7 @@ def make_plan(
             planned.append(PlannedMember(member_name(member), fingerprint(description), member, scored, by_group))
         wanted[task] = tuple(planned)
     planned_all = Plan(config, wanted, devices)
+    _check_samples(planned_all, blocks)
     looked = _looked_through(planned_all, blocks)
     for task, population in looked.items():
         for member in config.tasks[task].members:
@@ -116,6 +125,34 @@ def _looked_through(plan: Plan, blocks: Sequence[str]) -> dict[Task, Population]
             of_size = ranks[question.task].setdefault(len(question.choices), [])
             of_size.append(rank(question, plan.config.seed))
     return {task: Population(found) for task, found in ranks.items() if found}
+
+
+def _of_samples(member: Member) -> PlannedMember:
+    assert member.samples is not None
+    found = SamplesFile(member.samples)
+    return PlannedMember(member_name(member), found.fingerprint, member, True, samples=found)
+
+
+def _check_samples(plan: Plan, blocks: Sequence[str]) -> None:
+    """Raises ConfigError where a member's samples lack a question: nobody can be asked for it."""
+    asked = {
+        task: found for task, members in plan.tasks.items() if (found := [m for m in members if m.samples is not None])
+    }
+    lacking: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for block in iter_blocks(blocks) if asked else ():
+        for task, members in asked.items():
+            questions = [q for q in block if q.task == task]
+            for member in members:
+                assert member.samples is not None
+                total[member.name] += len(questions)
+                lacking[member.name] += member.samples.scores(questions).count(None)
+    for name, n in lacking.items():
+        if n:
+            raise ConfigError(
+                f"{name} has no row for {n} of {total[name]} questions: run the harness on the same questions, "
+                "or take those that it has (--ids, --limit)"
+            )
 
 
 def _depends_on_input(member: Member) -> bool:
@@ -176,6 +213,8 @@ def calibrated(plan: Plan, root: Path, blocks: Sequence[str], partly: bool = Fal
 
 def member_name(member: Member) -> str:
     """Such as `smollm2/cloze`: the model and how it is asked."""
+    if member.samples is not None:
+        return f"samples/{Path(member.samples).name}"
     return f"{Path(member.model).stem}/{Path(member.template).stem}"
 
 
@@ -213,6 +252,7 @@ class Evidences:
             member.key: StoreReader(root, "scores" if member.scored else "samples", member.key)
             for members in plan.tasks.values()
             for member in members
+            if member.samples is None
         }
 
     def __len__(self) -> int:
@@ -225,6 +265,10 @@ class Evidences:
         for task, members in self._plan.tasks.items():
             asked = [q for q in questions if q.task == task]
             for member in members:
+                if member.samples is not None:
+                    for question, score in zip(asked, member.samples.scores(asked), strict=True):
+                        known[question.row_index].append(score)
+                    continue
                 reader = self._readers[member.key]
                 hashes = [store_hash(q, member) for q in asked]
                 seed = sample_seed(member.member, self._plan.config.seed)
@@ -269,8 +313,18 @@ def replay(
         yield question, decision if decision is None or whole else replace(decision, partial=True)
 
 
+def keep_priors(plan: Plan, root: Path) -> None:
+    """Writes the priors that were estimated to STORE/priors, a file for each member, where `prior: FILE` finds them."""
+    for task, calibration in plan.calibrations.items():
+        for i, planned in enumerate(plan.tasks[task]):
+            own = {n: prior.tolist() for (member, n), prior in calibration.priors.items() if member == i}
+            if own and (task, i) not in {(task, m) for m, _ in plan.priors.get(task, {})}:
+                key = prior_key(plan.description(planned))
+                save_prior(root / "priors" / f"{planned.key}.json", StoredPrior(planned.name, key, own))
+
+
 def describe_members(plan: Plan, root: Path) -> None:
     """Writes beside the store what its keys stand for."""
     for members in plan.tasks.values():
-        for member in members:
+        for member in (m for m in members if m.samples is None):
             describe_member(root, member.key, {"name": member.name, **plan.description(member)})

@@ -41,12 +41,11 @@ def by_option(prior: Floats, orders: tuple[Order, ...]) -> Floats:
 
 
 class StoredPrior(NamedTuple):
-    """Priors of one model and template, by number of options. key: `prior_key`; questions: they were estimated from."""
+    """Priors of one model and template, by number of options. key: `prior_key`."""
 
     name: str
     key: str
     priors: Mapping[int, list[float]]
-    questions: Mapping[int, int]
 
 
 def prior_key(description: Mapping[str, Any]) -> str:
@@ -55,10 +54,13 @@ def prior_key(description: Mapping[str, Any]) -> str:
 
 
 def save_prior(path: Path, prior: StoredPrior) -> None:
-    """Raises StoreError."""
+    """Writes nothing where the same is there already. Raises StoreError."""
+    data = json.dumps(prior._asdict(), indent=1).encode()
     try:
+        if path.exists() and path.read_bytes() == data:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(prior._asdict(), indent=1).encode())
+        write_atomically(path, data)
     except OSError as e:
         raise StoreError(f"{path} cannot be written: {reason(e)}; free space or permissions, and try again") from None
 

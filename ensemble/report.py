@@ -123,7 +123,7 @@ def run_name(facts: Mapping[str, Any]) -> str:
 def option_names(plan: Plan) -> list[str]:
     """What the first member's prompt calls the options, beyond that their numbers."""
     task = plan.config.tasks.get("multiple_choice")
-    known = list(labels(plan.config.templates[task.members[0].template])) if task else []
+    known = list(labels(plan.config.templates[task.members[0].template])) if task and task.members[0].template else []
     return [known[i] if i < len(known) else str(i + 1) for i in range(SHOWN_OPTIONS)]
 
 

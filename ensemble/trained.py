@@ -34,6 +34,7 @@ def prompt_warnings(config: RunConfig, tasks: Collection[str]) -> list[str]:
         for task, plan in config.tasks.items()
         if task in tasks
         for member in plan.members
+        if member.samples is None
         for name, trained in _trained_on(config, task, config.models[member.model])
         if (found := _difference(config, task, member, trained))
     ]

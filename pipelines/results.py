@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ensemble.errors import InputError
 from ensemble.files import location
 from ensemble.outputs import Decided, Outside, Written, write_results
-from ensemble.plan import Evidences, Plan, calibrated, known, replay
+from ensemble.plan import Evidences, Plan, calibrated, keep_priors, known, replay
 from ensemble.questions import parse_question
 from ensemble.read import find_inputs, iter_blocks
 from ensemble.records import Gold
@@ -35,6 +35,7 @@ class Results(NamedTuple):
     def write(self, tally: Tally, stopped: tuple[str, str] | None = None) -> Written:
         # What the sample lacks by now could not be had.
         plan = calibrated(self.plan, self.store, self.blocks, partly=True)
+        keep_priors(plan, self.store)
         return self._write(plan, replay(plan, self.store, self.blocks, self.partial), tally, stopped)
 
     def ids(self) -> Iterator[int | str]:

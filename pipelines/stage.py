@@ -51,7 +51,7 @@ class Solver:
         self._evidences = Evidences(job.plan, root)
         self._writer = StoreWriter(root, job.plan.config.store.flush_seconds)
         self._clients: dict[tuple[str, str], EngineClient] = {}
-        self._askers: dict[str, list[Asker]] = {}
+        self._askers: dict[str, list[Asker | None]] = {}
         self._voters: dict[str, Voter] = {}
         self._busy = 0
         self._done: Counter[tuple[str, bool]] = Counter()  # (task, failed), since the board was told
@@ -107,11 +107,14 @@ class Solver:
         if decision.letter_mass is not None:
             tally.letter_mass[question.task] = min(decision.letter_mass, tally.letter_mass.get(question.task, 1.0))
         if question.row_index % REPEAT_EVERY == 0 and decision.scores is not None and self._job.until is None:
-            tally.drift.append(await self._drift(question, voter, askers, decision))
+            fixed = [e if asker is None else None for e, asker in zip(evidence, askers, strict=True)]
+            tally.drift.append(await self._drift(question, voter, askers, fixed, decision))
 
-    async def _drift(self, question: Question, voter: Voter, askers: list[Asker], first: Decision) -> float:
+    async def _drift(
+        self, question: Question, voter: Voter, askers: list[Asker | None], fixed: list[Evidence], first: Decision
+    ) -> float:
         """Largest difference of a normalised log-probability when the same question is asked again."""
-        again = await answer(question, voter, askers, [None] * len(askers), lambda *_: None)
+        again = await answer(question, voter, askers, fixed, lambda *_: None)
         assert first.scores is not None
         assert again.scores is not None
         return float(np.abs(np.subtract(first.scores, again.scores)).max())
@@ -126,13 +129,16 @@ class Solver:
             self._job.board.add.remote(self._done)
         self._done, self._told = Counter(), time.time()
 
-    def _askers_of(self, task: Any) -> list[Asker]:
+    def _askers_of(self, task: Any) -> list[Asker | None]:
         """Made at a task's first question: a run without summaries loads no tokenizer for them."""
         if task not in self._askers:
             config = self._plan.config
-            askers = []
+            askers: list[Asker | None] = []
             for planned in self._plan.tasks[task]:
                 member = planned.member
+                if planned.samples is not None:  # there is nobody to ask
+                    askers.append(None)
+                    continue
                 client = self._clients.setdefault(
                     (task, planned.name),
                     EngineClient(self._job.engines[member.model], config.ray.retries, config.ray.request_seconds),

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ensemble import memory
+from ensemble.config import Letter, Member
+from ensemble.consistency import MEASURES
 from ensemble.errors import UnaskableError
 from ensemble.orders import count_orders
 from ensemble.outputs import Written
@@ -16,6 +18,7 @@ from ensemble.plan import Plan, PlannedMember
 from ensemble.read import InputSummary, iter_blocks
 from ensemble.records import Question, RowError, Task
 from ensemble.render import Renderer
+from ensemble.spent import sentence
 
 SAMPLE = 50  # questions of a task from which the plan estimates
 
@@ -31,8 +34,8 @@ def print_plan(plan: Plan, read: InputSummary, missing: Counter[str], store: Pat
         rows, lacking = read.by_task[task], missing[task]
         for i, planned in enumerate(members):
             member = planned.member
-            prompts, tokens = _cost(plan, task, planned, samples[task], lacking)
-            asks = member.scoring.method if member.scoring else f"{member.sampling.max_tokens} tokens"
+            prompts, tokens = (0, 0) if planned.samples else _cost(plan, task, planned, samples[task], lacking)
+            asks = _asks(member)
             head = [task, f"{rows:,}", f"{rows - lacking:,}", f"{lacking:,}"] if i == 0 else [""] * 4
             table.add_row(*head, planned.name, asks, f"{prompts:,}", f"{tokens:,}")
     console.print(table)
@@ -49,6 +52,14 @@ def print_plan(plan: Plan, read: InputSummary, missing: Counter[str], store: Pat
     console.print(f"store {store}\noutput {folder}", soft_wrap=True)
     if read.bad:
         console.print(f"{read.bad} bad rows will be left out (errors.jsonl)")
+
+
+def _asks(member: Member) -> str:
+    if member.samples is not None:
+        return "nothing"
+    if isinstance(member.scoring, Letter):
+        return f"letter, {member.scoring.orders}" + (", pride" if member.scoring.debias == "pride" else "")
+    return member.scoring.method if member.scoring else f"{member.sampling.max_tokens} tokens"
 
 
 NUMBERS = ("questions", "stored", "to compute", "prompts", "about tokens")
@@ -110,12 +121,18 @@ def print_results(
         table.add_column(column, justify="left" if column.startswith(("task", "score")) else "right")
     for task, n in read.by_task.items():
         grades = written.grades.get(task, {})
-        scores = "\n".join(f"{m} {g['mean']:.3f} ({g['ci_low']:.3f} to {g['ci_high']:.3f})" for m, g in grades.items())
+        named = {m: g for m, g in grades.items() if m not in (*MEASURES, "letter_mass")}
+        scores = "\n".join(f"{m} {g['mean']:.3f} ({g['ci_low']:.3f} to {g['ci_high']:.3f})" for m, g in named.items())
         usage = facts["usage"].get(task, {"seconds": 0.0, "members": {}})
         tokens = sum(u["prompt_tokens"] + u["output_tokens"] for u in usage["members"].values())
-        cells = (str(n), str(written.answered[task]), f"{usage['seconds']:.1f}", f"{tokens:,}")
+        cached = sum(u["cached_tokens"] for u in usage["members"].values())
+        shown = f"{tokens:,} ({cached / tokens:.0%} cached)" if cached else f"{tokens:,}"
+        cells = (str(n), str(written.answered[task]), f"{usage['seconds']:.1f}", shown)
         table.add_row(task, *cells, scores or "no gold")
     console.print(table)
+    for task, votes in facts["votes"].items():
+        if taken := sentence(task, votes):
+            console.print(taken, soft_wrap=True, highlight=False)
     if relative := facts.get("relative"):
         console.print(relative_line(relative), soft_wrap=True, highlight=False)
     if deadline := facts.get("deadline"):
