@@ -106,9 +106,7 @@ def play(setting: Setting, questions: Sequence[Question], stored: Sequence[Score
         gate, certificate = uncertified(plan.adaptive, len(questions))
         calibration = Calibration({}, gate, certificate)
     elif needs_sample(plan):
-        sample = [
-            (q, asked(voter, q, s)) for q, s in zip(questions, stored, strict=True) if voter.in_sample(q)
-        ]
+        sample = [(q, asked(voter, q, s)) for q, s in zip(questions, stored, strict=True) if voter.in_sample(q)]
         calibration = calibrate(plan, voter, drawn, population, sample, {}, SEED)
     if calibration is not None:
         voter = voter.with_calibration(calibration)
@@ -116,7 +114,8 @@ def play(setting: Setting, questions: Sequence[Question], stored: Sequence[Score
     for question, score in zip(questions, stored, strict=True):
         known = asked(voter, question, score)
         decision = voter.best(question, known)
-        assert decision is not None and isinstance(known[0], Score)
+        assert decision is not None
+        assert isinstance(known[0], Score)
         decisions.append(decision)
         orders.append(len(known[0].orders))
     return Played(setting, decisions, np.array(orders), calibration.certificate if calibration else None)

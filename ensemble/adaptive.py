@@ -134,7 +134,7 @@ def first_ask(gate: Gate, n: int, orders: int) -> int:
     if gate == EXACT:
         return orders // 2 + 1
     alone = gate.first is not None or (gate.most is not None and gate.most < n)
-    return 1 if alone else min(n, orders)
+    return 1 if alone else min(n, orders // 2 + 1)
 
 
 def boundaries(n: int, orders: int) -> list[int]:
@@ -176,8 +176,9 @@ def certify(
             stopped = _stop(stages, gate._replace(limit=limit), track)
             wrong += int((stopped.choice != stages.winner).sum())
             orders += int(stopped.orders.sum())
-        bound = float(upper_bound(wrong, tested, confidence)) if wrong < tested else 1.0
-        if limit > 0 and bound > max_disagreement:
+        # Limit 0 stops only where the rest cannot change the winner: it promises nothing that needs a test.
+        bound = 0.0 if limit == 0 else float(upper_bound(wrong, tested, confidence)) if wrong < tested else 1.0
+        if bound > max_disagreement:
             break
         best = gate._replace(limit=limit)
         passed.append((limit, wrong, bound, orders / tested))
@@ -220,11 +221,8 @@ def _stages(track: Track, gate: Gate) -> _Stages:
             choices[:, i], signals[:, i] = _first(first)
         else:
             choices[:, i], signals[:, i] = _later(ballots[:, :count], offset, orders)
-    doubts = np.ones_like(signals)
-    for i, count in enumerate(counts):
-        line = gate.first if count == 1 else gate.later
-        if line is not None:
-            doubts[:, i] = 1 / (1 + np.exp(-(line[0] + line[1] * signals[:, i])))
+    lines = np.array([(gate.first or FIRST) if count == 1 else gate.later for count in counts])
+    doubts = np.exp(-np.logaddexp(0, -(lines[:, 0] + lines[:, 1] * signals)))
     return _Stages(counts, choices, signals, doubts, certain, winner, leads, known)
 
 

@@ -18,7 +18,7 @@ from ensemble.adaptive import (
     walk,
 )
 from ensemble.calibration import Calibration, Drawn, Population, estimates_prior, rank
-from ensemble.combine import Floats
+from ensemble.combine import Floats, log_softmax
 from ensemble.config import Adaptive, TaskPlan, is_adaptive
 from ensemble.evidence import pick_orders
 from ensemble.orders import make_orders
@@ -48,9 +48,9 @@ def calibrate(
     for i, member in enumerate(plan.members):
         if estimates_prior(member):
             of_prior = ((item, drawn.prior.get((i, len(item[0].choices)), -1)) for item in known)
-            priors |= _priors(i, [item for item, limit in of_prior if rank(item[0], seed) <= limit], voter)
+            priors |= _priors(i, [item for item, limit in of_prior if rank(item[0], seed) <= limit])
         elif is_adaptive(member):
-            priors |= _priors(i, fit, voter)
+            priors |= _priors(i, fit)
     if not any(map(is_adaptive, plan.members)):
         return Calibration(priors, EXACT)
     if not test:
@@ -60,14 +60,15 @@ def calibrate(
     return Calibration(priors, *certified)
 
 
-def _priors(member: int, known: Sequence[Known], voter: Voter) -> dict[tuple[int, int], Floats]:
+def _priors(member: int, known: Sequence[Known]) -> dict[tuple[int, int], Floats]:
     """Per number of options, from the questions that were asked in all cyclic orders."""
     tables: dict[int, list[Floats]] = {}
     for question, evidence in known:
         cycle = make_orders("cyclic", len(question.choices), 0)
         score = evidence[member]
         if isinstance(score, Score) and set(cycle) <= set(score.orders):
-            table = voter.table(member, question, pick_orders(score, cycle), correct=False)
+            # Without the member's temperature: the prior is divided out before that is.
+            table = log_softmax(pick_orders(score, cycle).logprobs.astype(np.float64))
             tables.setdefault(len(question.choices), []).append(table)
     return {(member, n): estimate_prior(np.array(found)) for n, found in tables.items()}
 
@@ -107,17 +108,16 @@ def _within_budget(
     sampled = certificate.fit + certificate.test
     spent = sum(int(walk(track, EXACT).orders.sum()) for track in (*fit, *test))
     left = (adaptive.budget * population.total() - spent) / max(population.total() - sampled, 1)
-    for limit in (limit for limit in (gate.limit, *LIMITS) if limit >= gate.limit):
-        looser = gate._replace(limit=limit)
+    gates = [gate, *(gate._replace(limit=limit) for limit in LIMITS if limit > gate.limit)]
+    gates.append(gates[-1]._replace(most=max(int(left), 1)))  # where even the loosest takes more
+    for looser in gates:
         walks = [walk(track, looser) for track in test]
         counts = np.concatenate([w.orders for w in walks])
-        wrong = sum(int((w.choice != walk(t, EXACT).choice).sum()) for w, t in zip(walks, test, strict=True))
         if counts.mean() + 1.645 * counts.std() / np.sqrt(len(counts)) <= left:
             break
-    else:  # not even one order where there is any doubt: end at so many
-        looser = looser._replace(most=max(int(left), 1))
     if looser == gate:
         return gate, certificate
+    wrong = sum(int((w.choice != walk(t, EXACT).choice).sum()) for w, t in zip(walks, test, strict=True))
     told = certificate._replace(
         guarantee=False, disagreements=wrong, bound=upper_bound(wrong, len(counts), adaptive.confidence),
         orders=float(counts.mean()), reason=f"the budget of {adaptive.budget:g} orders a question is too small for it",
@@ -129,8 +129,10 @@ def uncertified(adaptive: Adaptive, questions: int) -> tuple[Gate, Certificate]:
     """Where nothing can be certified: stop where it is certain, where the estimate with its standard coefficients is at
     most `max_disagreement`, or where the budget ends."""
     budget = None if adaptive.budget is None else int(adaptive.budget)
-    few = sample_sizes(questions, adaptive.max_disagreement, adaptive.confidence) is None
-    reason = f"{questions} questions are too few to certify it" if few else "the budget is too small to calibrate"
+    if sample_sizes(questions, adaptive.max_disagreement, adaptive.confidence) is None:
+        reason = f"{questions} questions are too few to certify it"
+    else:
+        reason = "its sample was not asked" if budget is None else "the budget is too small to calibrate"
     # One order says nothing about how much others differ, so a whole block is asked at least, where it may be.
     gate = Gate(adaptive.max_disagreement, None, LATER, budget)
     return gate, Certificate(False, adaptive.max_disagreement, adaptive.confidence, reason=reason)

@@ -82,7 +82,9 @@ def draw(plan: TaskPlan, population: Population, certify: bool = True) -> Drawn:
     if sizes is None:
         return Drawn(prior)
     ranks = [rank for ranks in population.ranks.values() for rank in ranks]
-    return Drawn(prior, _smallest(ranks, sizes.fit), _smallest(ranks, sizes.fit + sizes.test))
+    fit = _smallest(ranks, sizes.fit)
+    # What is tested must be asked as everything else is, so that no prior is estimated from it.
+    return Drawn({key: min(r, fit) for key, r in prior.items()}, fit, _smallest(ranks, sizes.fit + sizes.test))
 
 
 def certifiable(plan: TaskPlan, population: Population) -> Sizes | None:
@@ -92,9 +94,10 @@ def certifiable(plan: TaskPlan, population: Population) -> Sizes | None:
     sizes = sample_sizes(population.total(), plan.adaptive.max_disagreement, plan.adaptive.confidence)
     if sizes is None or plan.adaptive.budget is None:
         return sizes
-    # At most half of the budget may go into calibration.
+    # At most half of the budget may go into calibration, and one order for each question must be left.
     each = max(count_orders(plan.adaptive.reference, n) for n in population.ranks)
-    return sizes if sum(sizes) * each <= population.total() * plan.adaptive.budget / 2 else None
+    cost, whole = sum(sizes) * each, population.total() * plan.adaptive.budget
+    return sizes if cost <= min(whole / 2, whole - population.total() + sum(sizes)) else None
 
 
 def _smallest(ranks: Sequence[int], size: int) -> int:

@@ -70,7 +70,8 @@ def _mean(tables: Sequence[Floats], weights: Sequence[float]) -> Floats:
 
 def _winner(support: Floats, means: Floats) -> Ints:
     best = support >= support.max(axis=-1, keepdims=True) - EQUAL
-    winner: Ints = np.where(best, means, -np.inf).argmax(axis=-1)
+    among = np.where(best, means, -np.inf)
+    winner: Ints = (among >= among.max(axis=-1, keepdims=True) - EQUAL).argmax(axis=-1)
     return winner
 
 

@@ -346,6 +346,10 @@ class RunConfig(Record):
         return self
 
 
+def votes_over_orders(member: Member) -> bool:
+    return isinstance(member.scoring, Letter) and (member.scoring.orders, member.scoring.debias) != ("identity", "none")
+
+
 def is_adaptive(member: Member) -> bool:
     return isinstance(member.scoring, Letter) and member.scoring.orders == "adaptive"
 

@@ -38,7 +38,7 @@ def parse_orders(text: str) -> Orders:
         if colon:
             raise ValueError(f"orders {name} takes no number; write {name}")
         return Orders(name)
-    if not count.isdigit() or int(count) < 1:
+    if not count.isdecimal() or int(count) < 1:
         raise ValueError(f"orders {name} needs a number, such as {name}:2")
     return Orders(name, int(count))
 

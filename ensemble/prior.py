@@ -81,6 +81,6 @@ def load_prior(path: str, name: str, key: str, options: Iterable[int]) -> dict[i
     if lacking := sorted(set(options) - set(priors)):
         raise ConfigError(f"prior {path}: has none for {', '.join(map(str, lacking))} options: {cure}")
     for n, values in priors.items():
-        if len(values) != n or not (values > 0).all() or not abs(float(values.sum()) - 1) < 1e-3:
+        if values.shape != (n,) or not (values > 0).all() or not abs(float(values.sum()) - 1) < 1e-3:
             raise ConfigError(f"prior {path}: for {n} options it is no distribution over {n} labels: {cure}")
     return priors

@@ -41,6 +41,9 @@ class Selection(NamedTuple):
     ids: frozenset[str] | None = None
 
 
+GOLDEN = (5**0.5 - 1) / 2  # its multiples spread evenly over [0, 1) (Weyl 1916)
+
+
 class InputSummary(NamedTuple):
     """What was read. `rows` and all that is per task count the selected valid rows.
 
@@ -152,12 +155,18 @@ class _Seen:
 
 
 def read_questions(
-    spec: str, out: Path, selection: Selection, on_error: Callable[[RowError], None], block_rows: int = 512
+    spec: str,
+    out: Path,
+    selection: Selection,
+    on_error: Callable[[RowError], None],
+    block_rows: int = 512,
+    distinct: bool = False,
 ) -> InputSummary:
     """Check every row of the files that `spec` names, in order, and write the selected ones to blocks in `out`.
 
     `row_index` counts the selected rows from 0 over all files. Each bad row goes to `on_error`; of rows with the
-    same id the first counts. A block holds `block_rows` questions, fewer where they are long.
+    same id the first counts. A block holds `block_rows` questions, fewer where they are long. distinct: a row whose
+    options repeat is bad, because votes over orders of the options could not tell these apart.
     Raises InputError where no row is left, StoreError where `out` cannot be written.
     """
     _check(selection)
@@ -177,7 +186,7 @@ def read_questions(
 
     def selected() -> Iterator[tuple[Question, int]]:
         wanted, contents = _chooser(selection), _Seen()
-        for question in _valid_rows(paths, counts, missing, refuse):
+        for question in _valid_rows(paths, counts, missing, refuse, distinct):
             if not wanted(question):
                 continue
             counts["rows"] += 1
@@ -241,7 +250,7 @@ def _read(block: Path) -> Any:
 
 
 def _valid_rows(
-    paths: list[Path], counts: Counter[str], missing: set[str], refuse: Callable[[RowError], None]
+    paths: list[Path], counts: Counter[str], missing: set[str], refuse: Callable[[RowError], None], distinct: bool
 ) -> Iterator[Question]:
     """The valid rows of all files, with `counts["rows"]` as row_index; the ids that are met leave `missing`."""
     ids = _Seen()
@@ -254,6 +263,8 @@ def _valid_rows(
                 if isinstance(row, InputError):
                     raise row
                 question = parse_question(row, counts["rows"], name, line)
+                if distinct:
+                    _check_distinct(question.choices)
                 key = hashlib.blake2b(repr(question.id).encode(), digest_size=8).digest()
                 if earlier := ids.first(key, number << 40 | line):
                     counts["duplicates"] += 1
@@ -273,6 +284,17 @@ def _valid_rows(
             yield question
 
 
+def _check_distinct(choices: tuple[str, ...]) -> None:
+    seen: dict[str, int] = {}
+    for i, choice in enumerate(choices):
+        first = seen.setdefault(choice.strip(), i)
+        if first != i:
+            raise InputError(
+                f"choices[{i}] repeats choices[{first}]: votes over orders of the options cannot tell them apart; "
+                "correct one, or ask in one order (orders: identity)"
+            )
+
+
 def _check(selection: Selection) -> None:
     if selection.task not in (None, *TASKS):
         raise InputError(unknown("task", selection.task, TASKS))
@@ -284,16 +306,24 @@ def _check(selection: Selection) -> None:
 def _chooser(selection: Selection) -> Callable[[Question], bool]:
     """Whether the selection has a question, asked once for each in input order; an int limit is left to the caller."""
     limit, task, ids = selection
-    met: Counter[str] = Counter()
+    met: Counter[tuple[str, str | None]] = Counter()
+    phases: dict[tuple[str, str | None], float] = {}
+    groups: Counter[str] = Counter()
 
     def wanted(question: Question) -> bool:
         if task not in (None, question.task) or (ids is not None and str(question.id) not in ids):
             return False
         if not isinstance(limit, float):
             return True
-        k = met[question.task]
-        met[question.task] += 1
-        return math.floor((k + 1) * limit) > math.floor(k * limit)
+        kind = question.task, question.group
+        # Groups begin at different phases, so that many small ones together give their share too.
+        if kind not in phases:
+            phases[kind] = groups[question.task] * GOLDEN % 1
+            groups[question.task] += 1
+        phase = phases[kind]
+        k = met[kind]
+        met[kind] += 1
+        return math.floor((k + 1) * limit + phase) > math.floor(k * limit + phase)
 
     return wanted
 

@@ -203,7 +203,7 @@ class Voter:
             letter_mass=min(masses, default=None),
             flip_rate=_flip_rate(counts),
             circular=_circular(scores, choices),
-            doubt=stopped.doubt if stopped else None,
+            doubt=stopped.doubt if stopped and not stopped.needs else None,
             prompt=max((s.prompt for s in scores), key=lambda p: (p.cut_tokens, p.shots_dropped, p.tokens)),
         )
 

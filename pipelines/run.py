@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ensemble import manifest, models, report
-from ensemble.config import ModelConfig, RunConfig
+from ensemble.config import ModelConfig, RunConfig, votes_over_orders
 from ensemble.errors import ConfigError, EngineError, InputError, ModelError, StoreError
 from ensemble.files import location, lock_file, output_error, remove_tree, write_json
 from ensemble.grading import check_metrics
@@ -118,7 +118,9 @@ def _read(
 ) -> InputSummary:
     """Checks the input into blocks and tells of bad rows."""
     try:
-        read = read_questions(config.input or "", scratch / "questions", cli.selection(options), errors.append)
+        distinct = any(votes_over_orders(member) for plan in config.tasks.values() for member in plan.members)
+        selection = cli.selection(options)
+        read = read_questions(config.input or "", scratch / "questions", selection, errors.append, distinct=distinct)
     except InputError:
         write_errors(scratch / "errors.jsonl", errors)
         raise

@@ -3,6 +3,7 @@
 import json
 import random
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -253,6 +254,30 @@ def test_selection(tmp_path: Path, selection: Selection, ids: list[int]) -> None
     assert [q.id for q in result.questions] == ids
     assert [q.row_index for q in result.questions] == list(range(len(ids)))
     assert result.summary.rows == sum(result.summary.by_task.values()) == len(ids)
+
+
+def test_a_share_is_even_over_groups_too(tmp_path: Path) -> None:
+    # 40 groups of 5 and one of 200: a tenth is 20 of the small ones' 200 rows, from as many groups, and 20 of the other
+    small = [row(i, group=f"g{i // 5}") for i in range(200)]
+    path = tmp_path / "q.jsonl"
+    path.write_text(lines([*small, *(row(200 + i, group="large") for i in range(200))]))
+    result = read_all(path, tmp_path / "out", Selection(limit=0.1))
+    by_group = Counter(q.group for q in result.questions)
+    assert by_group.pop("large") == 20
+    assert 18 <= sum(by_group.values()) <= 22
+    assert max(by_group.values()) == 1
+
+
+@pytest.mark.parametrize("choices", [["a", "b", "a"], ["a ", " a"]])
+def test_options_that_repeat_are_refused_where_orders_are_voted_on(tmp_path: Path, choices: list[str]) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text(lines([row(1), row(2, task="multiple_choice", choices=choices)]))
+    assert not read_all(path, tmp_path / "out").errors
+    errors: list[RowError] = []
+    read_questions(str(path), tmp_path / "out", Selection(), errors.append, distinct=True)
+    (error,) = errors
+    assert (error.line, error.id) == (2, 2)
+    assert f"choices[{len(choices) - 1}] repeats choices[0]" in error.message
 
 
 @pytest.mark.parametrize(
