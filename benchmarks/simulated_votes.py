@@ -131,7 +131,7 @@ def simulate(scorer: Scorer, seed: int) -> tuple[np.ndarray, np.ndarray, tuple[A
 
 def tracks(table: np.ndarray, orders: tuple[Any, ...], prior: np.ndarray, chosen: np.ndarray) -> Track:
     first = log_softmax(table[chosen, 0] - by_option(prior, orders[:1])[0])
-    return Track(np.exp(table[chosen]), np.zeros((len(chosen), table.shape[2])), first)
+    return Track(np.exp(table[chosen]), np.zeros((len(chosen), table.shape[2])), first, table[chosen].mean(1))
 
 
 def outcome(table: np.ndarray, gold: np.ndarray, orders: tuple[Any, ...], seed: int) -> Outcome:

@@ -15,7 +15,7 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -223,11 +223,15 @@ def draw_curve(found: Sequence[Row], path: Path) -> None:
     with matplotlib.rc_context(style), warnings.catch_warnings():
         figure = Figure(figsize=(10, 8.6), facecolor="none")
         upper, lower = figure.subplots(2, 1, sharex=True)
-        _panel(upper, found, [100 * r.disagreement for r in found], "decisions other than full, %")
+        _panel(upper, found, [100 * r.disagreement for r in found], "decisions other than full, %", LABELLED)
         _panel(lower, found, [100 * r.accuracy for r in found], "accuracy, %")
         lower.set_xlabel("orders a question, calibration counted", color=INK)
-        upper.legend(loc="upper right", frameon=False, labelcolor=INK)
-        figure.tight_layout()
+        upper.set_yscale("symlog", linthresh=1)  # what is promised lies under 1%, what one order does far above
+        upper.set_yticks([0, 0.5, 1, 2, 5, 10, 20, 50], ["0", "0.5", "1", "2", "5", "10", "20", "50"])
+        upper.set_ylim(-0.1, 1.3 * 100 * max(r.disagreement for r in found))
+        upper.minorticks_off()
+        figure.legend(*upper.get_legend_handles_labels(), loc="upper center", ncols=3, frameon=False, labelcolor=INK)
+        figure.tight_layout(rect=(0, 0, 1, 0.93))
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 system-ui, sans-serif", text)
@@ -239,12 +243,18 @@ def draw_curve(found: Sequence[Row], path: Path) -> None:
     path.write_text(text.replace("<defs>", f"{themes}\n<defs>", 1))
 
 
-def _panel(axes: Any, found: Sequence[Row], values: Sequence[float], label: str) -> None:
-    kinds = (
-        ("adaptive, certified", ACCENT, "o-", lambda r: r.certificate is not None and r.certificate.guarantee),
-        ("adaptive, no guarantee", WARM, "s--", lambda r: r.certificate is not None and not r.certificate.guarantee),
-        ("fixed orders", INK, "D", lambda r: r.certificate is None),
-    )
+WHOLE = ("identity", "cyclic", "latin", "full")
+SERIES: tuple[tuple[str, str, str, Callable[[Row], bool]], ...] = (
+    ("identity, cyclic, latin:k, full", INK, "D-", lambda r: r.name.split(":")[0] in WHOLE),
+    ("sampled:k", MUTED, "x:", lambda r: r.name.startswith("sampled")),
+    ("PriDe 5%", INK, "^", lambda r: r.name.startswith("PriDe")),
+    ("adaptive, no guarantee", WARM, "s--", lambda r: r.certificate is not None and not r.certificate.guarantee),
+    ("adaptive, certified", ACCENT, "o-", lambda r: r.certificate is not None and r.certificate.guarantee),
+)  # fmt: skip
+LABELLED = ("adaptive 10%", "adaptive 5%", "adaptive 2%", "adaptive 1%", "adaptive 0.1%")
+
+
+def _panel(axes: Any, found: Sequence[Row], values: Sequence[float], label: str, named: Sequence[str] = ()) -> None:
     axes.set_facecolor("none")
     axes.set_xscale("log")
     axes.set_xticks([1, 2, 4, 8, 16, 24], ["1", "2", "4", "8", "16", "24"])
@@ -255,14 +265,13 @@ def _panel(axes: Any, found: Sequence[Row], values: Sequence[float], label: str)
     axes.set_ylabel(label, color=INK)
     for side in axes.spines.values():
         side.set_visible(False)
-    for kind, colour, look, belongs in kinds:
+    for kind, colour, look, belongs in SERIES:
         points = sorted((r.orders, value, r.name) for r, value in zip(found, values, strict=True) if belongs(r))
         axes.plot([p[0] for p in points], [p[1] for p in points], look, color=colour, label=kind, markersize=6)
-        for place, (x, y, name) in enumerate(points):
-            if kind == "adaptive, no guarantee":
-                continue  # the budget is about the place
-            at = {"xytext": (7, 6 if place % 2 else -13), "textcoords": "offset points"}
-            axes.annotate(name.removeprefix("adaptive "), (x, y), color=colour, fontsize=10, **at)
+        for x, y, name in points:
+            if name in named:
+                at = {"xytext": (-6, -6), "textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 10}
+                axes.annotate(name.removeprefix("adaptive "), (x, y), color=colour, **at)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ensemble.combine import Floats, Ints
+from ensemble.combine import Combine, Floats, Ints, ballots, winner
 
 EPSILON = 1e-9  # of a sum of ballots
 FIRST, LATER = (0.4, -1.8), (0.3, -5.4)  # coefficients where nothing was fitted, from simulated scorers
@@ -35,12 +35,46 @@ class Track(NamedTuple):
 
     ballots: [Q, T, n] what each order adds to each option, in [0, 1] and in sum 1 (`ensemble.combine.ballots`); nan
         from the first order that is not known. offset: [Q, n] what other members add, in the same unit, whatever the
-        orders. first: [Q, n] log-probabilities after one order, without the labels' prior.
+        orders. first: [Q, n] log-probabilities after one order, without the labels' prior. means: [Q, n] mean
+        log-probabilities over orders and members, up to a constant, which break ties between all votes; without them
+        the lower index does.
     """
 
     ballots: Floats
     offset: Floats
     first: Floats
+    means: Floats | float = 0.0
+
+
+class Said(NamedTuple):
+    """What one member says about questions with n options. table: [Q, orders, n] normalised log-probabilities, of an
+    adaptive member for the T reference orders, nan from the first unknown one. first: [Q, n] the first order's without
+    the labels' prior, None of a member that does not vote adaptively."""
+
+    table: Floats
+    weight: float
+    first: Floats | None = None
+
+
+def join(said: Sequence[Said], how: Combine) -> Track:
+    """The members' votes as one; at least one is adaptive, and all adaptive ones know the same orders."""
+    theirs = sum(member.weight for member in said if member.first is not None)
+    total = sum(member.weight for member in said)
+    orders = next(member.table.shape[1] for member in said if member.first is not None)
+    questions, _, n = said[0].table.shape
+    votes, (offset, first, means) = np.zeros((questions, orders, n)), np.zeros((3, questions, n))
+    for member in said:
+        unknown = np.isnan(member.table).any(axis=2)
+        added = ballots(member.table, how)
+        means += np.nanmean(member.table, axis=1) * (member.weight / total)
+        if member.first is None:
+            offset += added.mean(axis=1) * (member.weight / theirs * orders)
+            first += np.exp(member.table).mean(axis=1) * (member.weight / total)
+        else:
+            added[unknown] = np.nan
+            votes += added * (member.weight / theirs)
+            first += np.exp(member.first) * (member.weight / total)
+    return Track(votes, offset, np.log(np.maximum(first, 1e-300)), means)
 
 
 class Gate(NamedTuple):
@@ -201,7 +235,7 @@ class _Stages(NamedTuple):
 
 
 def _stages(track: Track, gate: Gate) -> _Stages:
-    ballots, offset, first = track
+    ballots, offset, first, means = track
     questions, orders, n = ballots.shape
     totals = np.cumsum(ballots, axis=1) + offset[:, None]
     top = np.partition(totals, n - 2, axis=2)
@@ -212,7 +246,7 @@ def _stages(track: Track, gate: Gate) -> _Stages:
     sure[:, -1] = True
     certain = sure.argmax(axis=1) + 1
     last = np.minimum(certain, np.maximum(known, 1)) - 1
-    winner = _best(totals[np.arange(questions), last])
+    winner = _best(totals[np.arange(questions), last], means)
     counts = boundaries(n, orders)
     choices = np.zeros((questions, len(counts)), dtype=np.intp)
     signals = np.zeros((questions, len(counts)))
@@ -226,11 +260,11 @@ def _stages(track: Track, gate: Gate) -> _Stages:
     return _Stages(counts, choices, signals, doubts, certain, winner, leads, known)
 
 
-def _best(totals: Floats) -> Ints:
-    """The winner of all votes; of equal ones (all orders known, hence not certain before) the lower index."""
+def _best(totals: Floats, means: Floats | float) -> Ints:
+    """The winner of all votes, of equal ones (all orders known, hence not certain before) that of
+    `ensemble.combine.vote`: majority has one tie in a hundred questions, more than may disagree."""
     totals = np.nan_to_num(totals, nan=-np.inf)
-    best: Ints = (totals >= totals.max(axis=1, keepdims=True) - EPSILON).argmax(axis=1)
-    return best
+    return winner(totals, means, EPSILON)
 
 
 def _first(first: Floats) -> tuple[Ints, Floats]:
@@ -270,17 +304,17 @@ def _stop(stages: _Stages, gate: Gate, track: Track) -> Walk:
     doubt = np.zeros(len(count))
     going = np.ones(len(count), dtype=bool)
     most = orders if gate.most is None else gate.most
-    forced = max((c for c in stages.counts if c <= most), default=1)
+    forced = max(c for c in stages.counts if c <= most) if most < orders else orders
     next_gate = np.full(len(count), orders)
     for i, boundary in enumerate(stages.counts):
-        usable = (boundary > 1 or gate.first is not None or forced == 1) and (gate.limit > 0 or most < orders)
+        usable = (boundary > 1 or gate.first is not None or forced == 1) and (gate.limit > 0 or forced < orders)
         if not usable:
             continue
         going &= stages.certain > boundary
         unknown = going & (stages.known < boundary)
         next_gate[unknown] = np.minimum(next_gate[unknown], boundary)
         going &= ~unknown
-        stops = going & ((stages.doubts[:, i] <= gate.limit) | ((most < orders) & (boundary >= forced)))
+        stops = going & ((stages.doubts[:, i] <= gate.limit) | (boundary >= forced))
         count[stops], choice[stops] = boundary, stages.choices[stops, i]
         doubt[stops] = stages.doubts[stops, i]
         going &= ~stops

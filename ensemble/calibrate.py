@@ -56,8 +56,8 @@ def calibrate(
     if not test:
         return Calibration(priors, *uncertified(plan.adaptive, population.total()))
     corrected = voter.with_calibration(Calibration(priors, EXACT))
-    certified = _certified(plan.adaptive, _tracks(fit, corrected), _tracks(test, corrected), population)
-    return Calibration(priors, *certified)
+    gate, promise = certified(plan.adaptive, _tracks(fit, corrected), _tracks(test, corrected), population)
+    return Calibration(priors, gate, promise)
 
 
 def _priors(member: int, known: Sequence[Known]) -> dict[tuple[int, int], Floats]:
@@ -80,7 +80,7 @@ def _tracks(known: Sequence[Known], voter: Voter) -> list[Track]:
     return [voter.track(items) for _, items in sorted(by_options.items())]
 
 
-def _certified(
+def certified(
     adaptive: Adaptive, fit: Sequence[Track], test: Sequence[Track], population: Population
 ) -> tuple[Gate, Certificate]:
     gate, passed = certify(fit_gate(fit), test, adaptive.max_disagreement, adaptive.confidence)

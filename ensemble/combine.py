@@ -24,18 +24,35 @@ class Vote(NamedTuple):
     share: Floats
 
 
-def vote(tables: Sequence[Floats], weights: Sequence[float], how: Combine) -> Vote:
-    """The ensemble's vote.
+class Mean(NamedTuple):
+    """A member over its orders, each [..., n]. log: mean log-probability. support: mean of what each order adds."""
 
-    tables: per member [..., orders, n] normalised log-probabilities (`log_softmax`); numbers of orders may differ.
-    weights: per member, of any sum. Ties go to the higher mean log-probability, then to the lower index.
+    log: Floats
+    support: Floats
+
+
+def mean(table: Floats, how: Combine) -> Mean:
+    """table: [..., orders, n] normalised log-probabilities (`log_softmax`)."""
+    log = table.mean(axis=-2)
+    return Mean(log, log if how == "mean_logprob" else ballots(table, how).mean(axis=-2))
+
+
+def vote(tables: Sequence[Floats], weights: Sequence[float], how: Combine) -> Vote:
+    """As `vote_of`; tables: per member [..., orders, n], whose numbers of orders may differ."""
+    return vote_of([mean(table, how) for table in tables], weights, how)
+
+
+def vote_of(members: Sequence[Mean], weights: Sequence[float], how: Combine) -> Vote:
+    """The ensemble's vote; weights: per member, of any sum.
+
+    Ties go to the higher mean log-probability, then to the lower index.
     """
-    means = log_softmax(_mean(tables, weights))
+    means = log_softmax(_weighted([member.log for member in members], weights))
     if how == "mean_logprob":
-        choice = _winner(means, means)
+        choice = winner(means, means)
         return Vote(choice, means, np.exp(_pick(means, choice)))
-    support = _mean([ballots(table, how) for table in tables], weights)
-    choice = _winner(support, means)
+    support = _weighted([member.support for member in members], weights)
+    choice = winner(support, means)
     if how == "mean_prob":
         with np.errstate(divide="ignore"):
             scores = np.maximum(np.log(support), -1e4)  # an impossible option stays a number
@@ -60,19 +77,20 @@ def log_softmax(x: Floats) -> Floats:
     return result
 
 
-def _mean(tables: Sequence[Floats], weights: Sequence[float]) -> Floats:
+def _weighted(values: Sequence[Floats], weights: Sequence[float]) -> Floats:
     total = sum(weights)
-    result: Floats = np.zeros_like(tables[0][..., 0, :])
-    for table, weight in zip(tables, weights, strict=True):
-        result += table.mean(axis=-2) * (weight / total)
+    result: Floats = np.zeros_like(values[0])
+    for value, weight in zip(values, weights, strict=True):
+        result += value * (weight / total)
     return result
 
 
-def _winner(support: Floats, means: Floats) -> Ints:
-    best = support >= support.max(axis=-1, keepdims=True) - EQUAL
+def winner(support: Floats, means: Floats | float, equal: float = EQUAL) -> Ints:
+    """[...] the option of most support; of those that lack at most `equal` the higher mean, then the lower index."""
+    best = support >= support.max(axis=-1, keepdims=True) - equal
     among = np.where(best, means, -np.inf)
-    winner: Ints = (among >= among.max(axis=-1, keepdims=True) - EQUAL).argmax(axis=-1)
-    return winner
+    first: Ints = (among >= among.max(axis=-1, keepdims=True) - EQUAL).argmax(axis=-1)
+    return first
 
 
 def _pick(values: Floats, choice: Ints) -> Floats:

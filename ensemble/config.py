@@ -145,7 +145,7 @@ class Letter(Record):
     orders: str = Field(
         "identity",
         description="Orders of the options, by n of them: identity (1), cyclic (n), latin:k (k cyclic blocks), "
-        "sampled:k, full (n!), adaptive (as many as it takes to be sure, see tasks.TASK.adaptive).",
+        "sampled:k, full (n!), several joined by +, or adaptive (as many as it takes, see tasks.TASK.adaptive).",
     )
     debias: Literal["none", "pride"] = Field(
         "none", description="pride: divides by the labels' prior, which some questions in cyclic orders give."
@@ -160,9 +160,12 @@ class Letter(Record):
 
     @model_validator(mode="after")
     def known_orders(self) -> "Letter":
-        parse_orders(self.orders)
+        for part in self.orders.split("+"):
+            parse_orders(part)
         if self.debias == "none" and self.prior is not None:
             raise ValueError("a prior is used by debias: pride; set it, or leave prior out")
+        if "adaptive" in self.orders.split("+") and self.orders != "adaptive":
+            raise ValueError("orders: adaptive chooses its orders itself; it cannot be joined with others")
         if self.debias == "pride" and self.orders == "adaptive":
             raise ValueError("orders: adaptive corrects its first order by itself; leave debias out")
         return self

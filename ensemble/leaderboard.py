@@ -93,7 +93,7 @@ def _task(task: str, facts: Mapping[str, Any], variants: Sequence[Mapping[str, A
                 "score": _interval(variant["score"]),
                 "groups": [_interval(variant["groups"].get(group)) for group in facts["groups"]],
                 "orders": variant["cost"]["orders"],
-                "tokens": variant["cost"]["computed_tokens"],
+                "tokens": variant["cost"]["tokens"],
                 "against": _against(variant["against_reference"]),
                 "consistency": {key: _interval(value) for key, value in variant["consistency"].items()},
                 "adaptive": variant["adaptive"],

@@ -8,7 +8,7 @@ A run config names its models and templates; their own files (`configs/models/NA
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -36,26 +36,50 @@ from ensemble.config import (
     Template,
 )
 from ensemble.errors import ConfigError
+from ensemble.grid import AblationConfig, Grid
 from ensemble.names import unknown
+
+Checked = TypeVar("Checked", bound=Record)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The resolved run config. Raises ConfigError with file, key and cure."""
-    path = Path(path)
+    data = _changed(Path(path), overrides)
+    members = [m for plan in _mapping(data.get("tasks")).values() for m in _members(plan)]
+    return _validate(RunConfig, _resolved(data, Path(path), members), str(path))
+
+
+def load_ablation(path: str | Path, overrides: Sequence[str] = ()) -> AblationConfig:
+    """The resolved config of an ablation. Raises ConfigError with file, key and cure."""
+    data = _changed(Path(path), overrides)
+    grids = [grid for grid in data.get("grids") or () if isinstance(grid, dict)]
+    axes = [{key: name} for grid in grids for key in ("model", "template") for name in _listed(grid.get(key))]
+    members = [*axes, *(member for grid in grids for member in _members(grid))]
+    return _validate(AblationConfig, _resolved(data, Path(path), members), str(path))
+
+
+def _changed(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     data = read_yaml(path)
     for override in overrides:
         _apply(data, override)
-    members = [
-        member
-        for plan in _mapping(data.get("tasks")).values()
-        for member in _mapping(plan).get("members") or ()
-        if isinstance(member, dict)
-    ]
+    return data
+
+
+def _members(section: Any) -> list[dict[str, Any]]:
+    return [member for member in _listed(_mapping(section).get("members")) if isinstance(member, dict)]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _resolved(data: dict[str, Any], path: Path, members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """With the files of the models and templates that members name merged in."""
     for section, key in (("models", "model"), ("templates", "template")):
         inline = _mapping(data.get(section))
-        names = dict.fromkeys([*inline, *(str(m[key]) for m in members if key in m)])
+        names = dict.fromkeys([*inline, *(str(m[key]) for m in members if m.get(key))])
         data[section] = {name: _merge(_named(section, name, path, name in inline), inline.get(name)) for name in names}
-    return _validate(data, str(path))
+    return data
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -74,15 +98,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def _validate(data: dict[str, Any], origin: str) -> RunConfig:
+def _validate(kind: type[Checked], data: dict[str, Any], origin: str) -> Checked:
     try:
         # Through JSON, so that strict records still take YAML's lists for tuples.
-        return RunConfig.model_validate_json(json.dumps(data, default=str))
+        return kind.model_validate_json(json.dumps(data, default=str))
     except ValidationError as e:
         errors = e.errors()
         # A bad member also empties its list: only the innermost of nested errors tells the cause.
         causes = [x for x in errors if not any(_inside(y["loc"], x["loc"]) for y in errors)]
-        raise ConfigError("; ".join(f"{origin}: {_explain(x)}" for x in causes)) from None
+        raise ConfigError("; ".join(f"{origin}: {_explain(x, kind)}" for x in causes)) from None
 
 
 def _inside(inner: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
@@ -96,12 +120,12 @@ _SECTIONS: dict[str, type[Record]] = {
 }  # fmt: skip
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, kind: type[Record]) -> str:
     """One pydantic error as `key: what is wrong and what would be right`."""
     loc = [str(part) for part in error["loc"]]
     where = ".".join(part for part in loc if part not in ("letter", "cloze", "generate"))
     if error["type"] == "extra_forbidden":
-        return f"{'.'.join(loc[:-1]) or 'top level'}: {unknown('key', loc[-1], _keys_at(loc[:-1]))}"
+        return f"{'.'.join(loc[:-1]) or 'top level'}: {unknown('key', loc[-1], _keys_at(loc[:-1], kind))}"
     if error["type"] == "missing":
         return f"{where}: missing; add it"
     message = error["msg"].removeprefix("Value error, ")
@@ -109,13 +133,13 @@ def _explain(error: Any) -> str:
     return f"{where or 'config'}: {message}{given}"
 
 
-def _keys_at(loc: Sequence[str]) -> list[str]:
+def _keys_at(loc: Sequence[str], kind: type[Record]) -> list[str]:
     if loc and loc[-1] in _SECTIONS:
         return list(_SECTIONS[loc[-1]].model_fields)
     if "members" in loc:
         return list(Member.model_fields)
-    top: dict[str, type[Record]] = {"models": ModelConfig, "templates": Template, "tasks": TaskPlan}
-    return list(top.get(loc[0] if loc else "", RunConfig).model_fields)
+    top: dict[str, type[Record]] = {"models": ModelConfig, "templates": Template, "tasks": TaskPlan, "grids": Grid}
+    return list(top.get(loc[0] if loc else "", kind).model_fields)
 
 
 def _named(section: str, name: str, origin: Path, optional: bool) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def build(
         "command": list(command),
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "store": str(store),
-        "versions": {"quorum": commit(), "python": platform.python_version(), **_versions()},
+        "versions": versions(),
         "models": {
             name: {
                 "fingerprint": models.fingerprint(config.models[name]),
@@ -60,14 +60,7 @@ def build(
             "cut": written.cut,
         },
         "seconds": dict(seconds),
-        "usage": {
-            task: {
-                "seconds": round(tally.spans[task][1] - tally.spans[task][0], 3) if task in tally.spans else 0,
-                "members": {name: dict(counts) for name, counts in sorted(tally.usage[task].items())},
-            }
-            for task in plan.tasks
-            if task in tally.usage
-        },
+        "usage": usage(plan, tally),
         "votes": written.votes,
         "drift": _drift(tally.drift),
         "relative": written.relative,
@@ -89,8 +82,21 @@ def commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def usage(plan: Plan, tally: Tally) -> dict[str, Any]:
+    """Per task the seconds of its questions, and what each member's engines were sent and gave back."""
+    return {
+        task: {
+            "seconds": round(tally.spans[task][1] - tally.spans[task][0], 3) if task in tally.spans else 0,
+            "members": {name: dict(counts) for name, counts in sorted(tally.usage[task].items())},
+        }
+        for task in plan.tasks
+        if task in tally.usage
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of this project, Python and the packages that results depend on."""
+    found = {"quorum": commit(), "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)

@@ -7,7 +7,7 @@ each option stands once at each position, so that over a block a preference for 
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -43,8 +43,16 @@ def parse_orders(text: str) -> Orders:
     return Orders(name, int(count))
 
 
+def union(texts: Iterable[str]) -> str:
+    """What names all of their orders, joined by + where it takes several."""
+    parts = sorted({part for text in texts for part in text.split("+")})
+    return "full" if "full" in parts else "+".join(parts)
+
+
 def count_orders(text: str, n: int) -> int:
     """Orders per question with n options; of adaptive the least, 1."""
+    if "+" in text:
+        return len(make_orders(text, n, 0))
     kind, k = parse_orders(text)
     if kind == "latin":
         return min(k * n, math.factorial(n))
@@ -59,6 +67,8 @@ def make_orders(text: str, n: int, seed: int) -> tuple[Order, ...]:
 
     latin:k is the beginning of latin:k+1, sampled:k of sampled:k+1: what is stored of one serves the other.
     """
+    if "+" in text:
+        return tuple(dict.fromkeys(order for part in text.split("+") for order in make_orders(part, n, seed)))
     total = count_orders(text, n)
     if parse_orders(text).kind == "sampled":
         return tuple(itertools.islice(_shuffled(tuple(range(n)), seed), total))
@@ -105,7 +115,7 @@ def positions(orders: tuple[Order, ...]) -> npt.NDArray[np.intp]:
 
 def check_orders(text: str, options: Mapping[int, int]) -> None:
     """Raises ConfigError where `full` would be too many orders; options: number of options -> questions."""
-    if parse_orders(text).kind != "full":
+    if "full" not in text.split("+"):
         return
     for n, questions in sorted(options.items()):
         if n > FULL_UP_TO:

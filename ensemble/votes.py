@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ensemble.adaptive import EXACT, Gate, Track, Walk, first_ask, walk
+from ensemble.adaptive import EXACT, Gate, Said, Track, Walk, first_ask, join, walk
 from ensemble.calibration import NOBODY, Calibration, Drawn, needs_sample, rank
 from ensemble.combine import EQUAL, Floats, Vote, ballots, vote
 from ensemble.config import Cloze, Letter, Member, TaskPlan, is_adaptive
@@ -111,27 +111,23 @@ class Voter:
     def track(self, known: Sequence[Known]) -> Track:
         """What adaptive voting looks at, for questions with the same number of options whose other members have said
         all and whose adaptive ones at least one order."""
-        n, size = len(known[0][0].choices), len(self.reference(known[0][0]))
-        total, theirs = sum(m.weight for m in self._members), sum(self._members[i].weight for i in self._adaptive)
-        votes, offset, first = np.zeros((len(known), size, n)), np.zeros((len(known), n)), np.zeros((len(known), n))
-        for row, (question, evidence) in enumerate(known):
-            seen = self._seen(question, evidence)
-            votes[row, seen:] = np.nan
-            for i, member in enumerate(self._members):
+        size = len(self.reference(known[0][0]))
+        said = []
+        for i, member in enumerate(self._members):
+            tables, firsts = [], []
+            for question, evidence in known:
                 score = evidence[i]
                 assert isinstance(score, Score)
-                share = member.weight / total
-                if i in self._adaptive:
-                    score = pick_orders(score, self.reference(question)[:seen])
-                    added = ballots(self.table(i, question, score), self.plan.combine)
-                    votes[row, :seen] += added * (member.weight / theirs)
-                    one = pick_orders(score, score.orders[:1])
-                    first[row] += share * np.exp(self.table(i, question, one, correct=True))[0]
-                else:
-                    table = self.table(i, question, pick_orders(score, self.wanted(i, question)))
-                    offset[row] += ballots(table, self.plan.combine).mean(axis=0) * (member.weight / theirs) * size
-                    first[row] += share * np.exp(table).mean(axis=0)
-        return Track(votes, offset, np.log(np.maximum(first, 1e-300)))
+                if i not in self._adaptive:
+                    tables.append(self.table(i, question, pick_orders(score, self.wanted(i, question))))
+                    continue
+                score = pick_orders(score, self.reference(question)[: self._seen(question, evidence)])
+                table = self.table(i, question, score)
+                tables.append(np.pad(table, ((0, size - len(table)), (0, 0)), constant_values=np.nan))
+                one = pick_orders(score, score.orders[:1])
+                firsts.append(self.table(i, question, one, correct=True)[0])
+            said.append(Said(np.array(tables), member.weight, np.array(firsts) if firsts else None))
+        return join(said, self.plan.combine)
 
     def wanted(self, member: int, question: Question) -> tuple[Order, ...]:
         """The orders that a member's config names; of an adaptive one the reference."""

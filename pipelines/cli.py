@@ -13,27 +13,40 @@ from pipelines.deadline import seconds
 OK, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
 
-def parser(description: str, epilog: str) -> argparse.ArgumentParser:
+def parser(description: str, epilog: str, start: str) -> argparse.ArgumentParser:
+    """What all pipelines over questions share; start: a config to begin with."""
     p = argparse.ArgumentParser(
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--config", required=True, metavar="FILE", help="run config (YAML); configs/demo.yaml is a start")
+    p.add_argument("--config", required=True, metavar="FILE", help=f"config (YAML); {start} is a start")
     p.add_argument(
         "--input",
         metavar="FILE",
         help="question file, glob or folder: JSONL, a JSON array, Parquet or CSV; here, on s3:// or on gs://",
     )
-    p.add_argument(
-        "--output", metavar="DIR", help="run folder for predictions, grades, submission, report; may be s3:// or gs://"
-    )
+    p.add_argument("--output", metavar="DIR", help="folder for the results; may be s3:// or gs://")
     p.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="change one config key, lists by index: --set tasks.math.members.0.sampling.max_tokens=200",
     )  # fmt: skip
-    p.add_argument("--limit", type=_limit, metavar="N|0.1", help="the first N questions, or a share of each task")
+    p.add_argument(
+        "--limit", type=_limit, metavar="N|0.1", help="the first N questions, or a share of each task and group"
+    )
     p.add_argument("--task", help="only this task")
     p.add_argument("--ids", metavar="A,B", help="only these question ids")
     p.add_argument("--gold", metavar="FILE", help="grade by the answers of this question file, joined by id")
+    p.add_argument("--dry-run", action="store_true", help="print the plan and what the store has; start nothing")
+    p.add_argument(
+        "--fresh",
+        action="store_true",
+        help="compute everything again, into OUTPUT/fresh-store, which is emptied first; "
+        "an interrupted run starts anew",
+    )
+    return p
+
+
+def solve_parser(description: str, epilog: str) -> argparse.ArgumentParser:
+    p = parser(description, epilog, "configs/demo.yaml")
     p.add_argument(
         "--overlay", metavar="FILE", help="another submission: it is written again with this run's answers in place of "
         "its own (with --task: only that task's), to read one task's score off a leaderboard",
@@ -44,13 +57,6 @@ def parser(description: str, epilog: str) -> argparse.ArgumentParser:
         "--deadline", type=seconds, metavar="2h", help="be done in this time: each question once, then the rest of "
         "the plan where it is expected to change most; a submission is there from the start and gets better",
     )  # fmt: skip
-    p.add_argument("--dry-run", action="store_true", help="print the plan and what the store has; start nothing")
-    p.add_argument(
-        "--fresh",
-        action="store_true",
-        help="compute everything again, into OUTPUT/fresh-store, which is emptied first; "
-        "an interrupted run starts anew",
-    )
     return p
 
 

@@ -9,14 +9,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
 
 from ensemble import manifest, models, report
 from ensemble.config import ModelConfig, RunConfig, votes_over_orders
 from ensemble.errors import ConfigError, EngineError, InputError, ModelError, StoreError
-from ensemble.files import location, lock_file, output_error, remove_tree, write_json
+from ensemble.files import location, remove_tree, write_json
 from ensemble.grading import check_metrics
 from ensemble.load import load_config
 from ensemble.names import unknown
@@ -26,11 +23,11 @@ from ensemble.read import InputSummary, read_questions
 from ensemble.records import TASKS, RowError
 from ensemble.relative import check_baseline
 from ensemble.rouge import check_words
-from ensemble.store import open_store
 from ensemble.tally import Tally
 from ensemble.trained import prompt_warnings
 from pipelines import cli, summary
 from pipelines.deadline import Deadline, Saver
+from pipelines.folder import Clock, lock, usable_store, writable
 from pipelines.progress import Progress
 from pipelines.results import Results, check_outside, read_outside
 
@@ -40,7 +37,7 @@ def solve(options: argparse.Namespace, started: float) -> int:
     clock = Clock()
     config = load_config(options.config, cli.overrides(options))
     _check(config, options)
-    folder = _writable(location(config.output))
+    folder = writable(location(config.output))
     errors: list[RowError] = []
     with ExitStack() as held:
         # A dry run may look at what another run is writing, so it keeps its own notes; a real one has the folder alone.
@@ -48,7 +45,7 @@ def solve(options: argparse.Namespace, started: float) -> int:
             scratch = Path(held.enter_context(tempfile.TemporaryDirectory()))
         else:
             scratch = folder
-            _lock(folder, held)
+            lock(folder, held)
         progress = held.enter_context(Progress())
         read = _read(config, options, scratch, folder, errors, progress)
         clock.lap("read")
@@ -59,7 +56,7 @@ def solve(options: argparse.Namespace, started: float) -> int:
             progress.warn(warning)
         if options.fresh:
             remove_tree(scratch / "fresh-store")
-        store = _store(scratch / "fresh-store" if options.fresh else location(config.store.path))
+        store = usable_store(scratch / "fresh-store" if options.fresh else location(config.store.path))
         outside = read_outside(options.gold, options.overlay, options.baseline)
         results = Results(folder, plan, store, read.blocks, outside, partial=options.deadline is not None)
         check_outside(results)
@@ -93,19 +90,6 @@ def solve(options: argparse.Namespace, started: float) -> int:
     if options.bell:
         print("\a", end="", file=sys.stderr)
     return cli.SOME_FAILED if errors or written.failed else cli.OK
-
-
-class Clock:
-    """Seconds of each step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, Any] = {}
-        self._last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self.seconds[name] = round(now - self._last, 3)
-        self._last = now
 
 
 def _read(
@@ -196,14 +180,6 @@ def _infer(
     return deadline.unreached() if deadline else None
 
 
-def _lock(folder: Path, held: ExitStack) -> None:
-    """Until `held` closes no other run writes to the folder. Raises ConfigError where one does."""
-    try:
-        held.enter_context(FileLock(lock_file(folder), timeout=0))
-    except Timeout:
-        raise ConfigError(f"another run is writing to {folder}: wait for it, or give another --output") from None
-
-
 def _check(config: RunConfig, options: argparse.Namespace) -> None:
     if not config.input:
         raise ConfigError("no input: give --input FILE, or input: in the config")
@@ -226,21 +202,3 @@ def _covering(config: RunConfig, read: InputSummary) -> RunConfig:
             f"or run one task with --task {next(iter(config.tasks))}"
         )
     return config
-
-
-def _store(path: Path) -> Path:
-    try:
-        return open_store(path).resolve()
-    except StoreError as e:  # before anything is computed, so that it counts as unusable config
-        raise ConfigError(str(e)) from None
-
-
-def _writable(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_bytes(b"x" * 4096)
-        probe.unlink()
-    except OSError as e:
-        raise ConfigError(str(output_error(folder, e))) from None
-    return folder

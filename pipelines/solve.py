@@ -28,5 +28,5 @@ examples:
 """
 
 if __name__ == "__main__":
-    options = cli.parser(__doc__.splitlines()[0], EPILOG).parse_args()
+    options = cli.solve_parser(__doc__.splitlines()[0], EPILOG).parse_args()
     cli.run(lambda: run.solve(options, STARTED))

@@ -35,9 +35,8 @@ def print_plan(plan: Plan, read: InputSummary, missing: Counter[str], store: Pat
         for i, planned in enumerate(members):
             member = planned.member
             prompts, tokens = (0, 0) if planned.samples else _cost(plan, task, planned, samples[task], lacking)
-            asks = _asks(member)
             head = [task, f"{rows:,}", f"{rows - lacking:,}", f"{lacking:,}"] if i == 0 else [""] * 4
-            table.add_row(*head, planned.name, asks, f"{prompts:,}", f"{tokens:,}")
+            table.add_row(*head, planned.name, asks(member), f"{prompts:,}", f"{tokens:,}")
     console.print(table)
     needed = plan.models([task for task, n in missing.items() if n])
     for name in plan.models(list(plan.tasks)):
@@ -54,7 +53,8 @@ def print_plan(plan: Plan, read: InputSummary, missing: Counter[str], store: Pat
         console.print(f"{read.bad} bad rows will be left out (errors.jsonl)")
 
 
-def _asks(member: Member) -> str:
+def asks(member: Member) -> str:
+    """What a member is asked, in a few words."""
     if member.samples is not None:
         return "nothing"
     if isinstance(member.scoring, Letter):

@@ -48,7 +48,7 @@ def track_of(logprobs: Floats, reference: str, prior: Floats, how: str = "mean_p
     """Of one member that is alone."""
     questions, _, n = logprobs.shape
     first = log_softmax(logprobs[:, 0] - by_option(prior, make_orders(reference, n, 0))[0])
-    return Track(ballots(logprobs, how), np.zeros((questions, n)), first)  # type: ignore[arg-type]
+    return Track(ballots(logprobs, how), np.zeros((questions, n)), first, logprobs.mean(axis=1))  # type: ignore[arg-type]
 
 
 def prior_of(logprobs: Floats) -> Floats:

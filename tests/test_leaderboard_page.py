@@ -107,7 +107,7 @@ class Made:
         return {
             "id": name, "task": task, "name": words, "axes": axes, "score": interval(grades),
             "groups": {g: s for g, s in by_group.items() if s["n"]},
-            "cost": {"orders": orders, "computed_tokens": None if task != CHOICE else 60 + 45.5 * orders},
+            "cost": {"orders": orders, "tokens": None if task != CHOICE else 60 + 45.5 * orders},
             "against_reference": None, "pareto": False,
             "consistency": {"rstd": spread, "flip_rate": spread, "circular_accuracy": None, "ece": spread},
             "adaptive": near if axes.get("orders") == "adaptive" else None,
@@ -294,7 +294,7 @@ def test_the_highest_score_comes_first_and_columns_without_values_are_hidden(pag
         ("score", lambda v: v["score"]["mean"], "ascending"),  # the page opens with it descending
         ("difference", lambda v: v["against_reference"] and v["against_reference"]["difference"]["mean"], "descending"),
         ("Holm", lambda v: v["against_reference"] and v["against_reference"]["p_holm"], "ascending"),
-        ("computed", lambda v: v["cost"]["computed_tokens"], "ascending"),
+        ("tokens", lambda v: v["cost"]["tokens"], "ascending"),
         ("ECE", lambda v: v["consistency"]["ece"]["mean"], "ascending"),
     ],
 )
@@ -465,7 +465,7 @@ def test_the_scatter_marks_its_front_and_a_dot_opens_its_comparison(page: Any, m
     dots.last.click()
     assert f"a={front[-1]['id']}&" in page.url
     page.select_option("#unit", "tokens")
-    assert "computed tokens" in page.locator("#plot").inner_text()
+    assert "tokens sent" in page.locator("#plot").inner_text()
 
 
 @browsing
