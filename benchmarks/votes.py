@@ -24,18 +24,18 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ensemble.adaptive import Certificate  # noqa: E402
-from ensemble.calibrate import calibrate, uncertified  # noqa: E402
-from ensemble.calibration import Calibration, Population, draw, needs_sample, rank  # noqa: E402
-from ensemble.compare import intervals  # noqa: E402
-from ensemble.config import Adaptive, Letter, Member, TaskPlan, is_adaptive  # noqa: E402
-from ensemble.consistency import Consistency  # noqa: E402
-from ensemble.evidence import Evidence, merge_scores, pick_orders  # noqa: E402
-from ensemble.figures import ACCENT, COLOURS, INK, LINE, MUTED, WARM  # noqa: E402
-from ensemble.read import Selection, iter_blocks, read_questions  # noqa: E402
-from ensemble.records import Decision, Question, Score  # noqa: E402
-from ensemble.store import StoreReader, open_store  # noqa: E402
-from ensemble.votes import Voter  # noqa: E402
+from ensemble.adaptive import Certificate
+from ensemble.calibrate import calibrate
+from ensemble.calibration import Population, draw, needs_sample, rank
+from ensemble.compare import intervals
+from ensemble.config import Adaptive, Letter, Member, TaskPlan
+from ensemble.consistency import Consistency
+from ensemble.evidence import Evidence, merge_scores, pick_orders
+from ensemble.figures import ACCENT, COLOURS, INK, LINE, MUTED, WARM
+from ensemble.read import Selection, iter_blocks, read_questions
+from ensemble.records import Decision, Question, Score
+from ensemble.store import StoreReader, open_store
+from ensemble.votes import Voter
 
 SEED, NEAR_TIE = 0, 0.1
 CERTIFIED = (0.001, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)  # max_disagreement
@@ -102,13 +102,9 @@ def play(setting: Setting, questions: Sequence[Question], stored: Sequence[Score
     drawn = draw(plan, population, setting.certify)
     voter = Voter(plan, ["recorded"], NEAR_TIE, seed=SEED, drawn=drawn)
     calibration = None
-    if is_adaptive(plan.members[0]) and not setting.certify:
-        gate, certificate = uncertified(plan.adaptive, len(questions))
-        calibration = Calibration({}, gate, certificate)
-    elif needs_sample(plan):
+    if needs_sample(plan):
         sample = [(q, asked(voter, q, s)) for q, s in zip(questions, stored, strict=True) if voter.in_sample(q)]
         calibration = calibrate(plan, voter, drawn, population, sample, {}, SEED)
-    if calibration is not None:
         voter = voter.with_calibration(calibration)
     decisions, orders = [], []
     for question, score in zip(questions, stored, strict=True):

@@ -15,6 +15,7 @@ All arrays are float64; the leading axis is questions, T is the number of refere
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -142,6 +143,7 @@ def questions_needed(max_disagreement: float, confidence: float) -> int:
     return math.ceil(math.log1p(-confidence) / math.log1p(-max_disagreement))
 
 
+@lru_cache(64)
 def sample_sizes(questions: int, max_disagreement: float, confidence: float) -> Sizes | None:
     """How many of the questions to ask in all orders; None where they are too few to certify anything."""
     needed = questions_needed(max_disagreement, confidence)
@@ -251,6 +253,8 @@ def _stages(track: Track, gate: Gate) -> _Stages:
     choices = np.zeros((questions, len(counts)), dtype=np.intp)
     signals = np.zeros((questions, len(counts)))
     for i, count in enumerate(counts):
+        if count > known.max():  # of one question, where a few orders are known, most of the time would go there
+            break
         if count == 1:
             choices[:, i], signals[:, i] = _first(first)
         else:

@@ -1,5 +1,6 @@
 """What each variant of an ablation does with the questions, from what was said about them."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -47,7 +48,7 @@ def _scored(known: Sequence[Known], variant: Variant, revoter: Revoter) -> Outco
     gold = np.array([question.gold for question, _ in known])
     adaptive = sum(map(is_adaptive, variant.plan.members))
     reference = variant.plan.adaptive.reference
-    of_all = sum(adaptive * count_orders(reference, len(question.choices)) for question, _ in known)
+    options = Counter(len(question.choices) for question, _ in known) if adaptive else Counter[int]()
     return Outcome(
         predictions=voted.choice,
         grades=(voted.choice == gold).astype(np.float64),
@@ -58,7 +59,7 @@ def _scored(known: Sequence[Known], variant: Variant, revoter: Revoter) -> Outco
         circular=voted.circular,
         certificate=voted.certificate,
         expected=round(float(voted.doubt.mean()), 6) if adaptive else None,
-        reference_orders=of_all if adaptive else None,
+        reference_orders=sum(adaptive * count_orders(reference, n) * k for n, k in options.items()) or None,
     )
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ensemble import board, leaderboard, manifest
-from ensemble.board import Compared
+from ensemble.board import Compared, Outcome
 from ensemble.config import Cloze, Letter, Member, RunConfig, TaskPlan, fingerprint
 from ensemble.errors import ConfigError, EngineError, StoreError
 from ensemble.files import location, remove_tree, replacing, write_json
@@ -66,7 +66,7 @@ def ablate(options: argparse.Namespace, started: float) -> int:
         for error in errors[:5]:
             progress.warn(f"{error.file}:{error.line}: {error.message}")
         members = _asked(finest(config, expanded), read)
-        plan = make_plan(_run_config(config, expanded, members), list(members), blocks=read.blocks)
+        plan = make_plan(run_config(config, expanded, members), list(members), blocks=read.blocks)
         variants = [v for v in expanded.variants if v.task in members]
         priors = _stored_priors(variants, plan, members, config, expanded, read)
         if options.fresh:
@@ -89,20 +89,24 @@ def ablate(options: argparse.Namespace, started: float) -> int:
             _infer(plan, str(store), read, lacking.questions, progress, tally)
         clock.lap("infer")
         told, left_out = _known(plan, store, read, gold, tally)
+        clock.lap("load")
+        found: dict[Task, list[Outcome]] = {}
+        for task, rows in told.items():
+            mine = [v for v in variants if v.task == task]
+            progress.note(f"{task}: replaying {len(mine)} variants over {len(rows)} questions")
+            found[task] = outcomes(rows, mine, members[task], config, expanded, metrics[task], priors)
+        clock.lap("replay")
         compared: dict[Task, Compared] = {}
         questions: dict[str, Any] = {}
         answers: dict[str, Any] = {}
         for task, rows in told.items():
             mine = [v for v in variants if v.task == task]
-            progress.note(f"{task}: replaying {len(mine)} variants over {len(rows)} questions")
-            found = outcomes(rows, mine, members[task], config, expanded, metrics[task], priors)
             asked = [question for question, _ in rows]
-            compared[task] = board.compare_task(
-                asked, mine, found, metrics[task], config.reference.get(task), config.seed
-            )
+            reference = config.reference.get(task)
+            compared[task] = board.compare_task(asked, mine, found[task], metrics[task], reference, config.seed)
             questions[task] = board.question_rows(asked)
-            answers |= board.answers(mine, found)
-        clock.lap("replay and compare")
+            answers |= board.answers(mine, found[task])
+        clock.lap("compare")
         write_errors(folder / "errors.jsonl", [*errors, *left_out])
         page = _board(config, compared)
         write_json(folder / "leaderboard.json", page)
@@ -145,7 +149,7 @@ def _asked(members: Mapping[Task, dict[Key, Member]], read: InputSummary) -> dic
     return dict(members)
 
 
-def _run_config(config: AblationConfig, expanded: Expanded, members: Mapping[Task, dict[Key, Member]]) -> RunConfig:
+def run_config(config: AblationConfig, expanded: Expanded, members: Mapping[Task, dict[Key, Member]]) -> RunConfig:
     """A run that asks everybody; not checked, for it names members that no vote could combine."""
     return RunConfig.model_construct(
         input=config.input,

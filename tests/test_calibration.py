@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ensemble.adaptive import EXACT, Gate, Sizes, Track, walk
+from ensemble.adaptive import EXACT, Gate, Sizes, walk
 from ensemble.calibrate import calibrate, uncertified
 from ensemble.calibration import (
     NOBODY,
@@ -22,7 +22,7 @@ from ensemble.orders import make_orders, positions
 from ensemble.records import Decision, Score
 from ensemble.votes import Ask, Voter
 from tests.conftest import cyclic, identity, question
-from tests.scorers import Scorer, simulate
+from tests.scorers import Scorer, simulate, track_of
 
 REFERENCE = "latin:24"
 
@@ -244,7 +244,7 @@ def simulated(count, n=4, scorer=None, seed=0, members=1):
 
 
 def test_adaptive_voting_from_sample_to_decisions():
-    asked, engine, (table,) = simulated(1500)
+    asked, engine, (table,) = simulated(1000, seed=2)
     task = plan()
     voter, drawn, everybody = setup(task, asked)
     calibration, sample = calibration_of(engine, voter, drawn, everybody, asked)
@@ -267,13 +267,13 @@ def test_adaptive_voting_from_sample_to_decisions():
             orders.append(decision.orders_used)
             assert len(asks[0][0].orders) == 1
             assert decision.doubt <= calibration.gate.limit
-    assert differ <= 15  # 1% of 1,500
+    assert differ <= 10  # 1% of 1,000
     assert np.mean(orders) == pytest.approx(certificate.orders, abs=1.0)
     assert np.mean(orders) < 8
 
 
 def test_a_calibration_does_not_depend_on_arrival_nor_on_more_stored_orders():
-    asked, engine, _ = simulated(800)
+    asked, engine, _ = simulated(450)
     voter, drawn, everybody = setup(plan(), asked)
     calibration, sample = calibration_of(engine, voter, drawn, everybody, asked)
     rng = np.random.default_rng(0)
@@ -290,7 +290,7 @@ def test_a_calibration_does_not_depend_on_arrival_nor_on_more_stored_orders():
 
 
 def test_the_certificate_does_not_look_at_the_tested_questions_to_fit():
-    asked, engine, _ = simulated(800)
+    asked, engine, _ = simulated(450)
     voter, drawn, everybody = setup(plan(), asked)
     calibration, sample = calibration_of(engine, voter, drawn, everybody, asked)
     broken = [
@@ -322,9 +322,9 @@ def test_questions_with_different_numbers_of_options_share_a_gate(combine):
 
 
 def test_a_fixed_member_beside_an_adaptive_one():
-    asked, engine, (table,) = simulated(900)
+    asked, engine, (table,) = simulated(600, seed=1)
     rng = np.random.default_rng(3)
-    cloze = np.log(rng.dirichlet(np.ones(4), (900, 1)))
+    cloze = np.log(rng.dirichlet(np.ones(4), (600, 1)))
     engine.knows(1, asked, identity(4), cloze)
     other = Member(model="m", template="t", scoring=Cloze(method="cloze", normalisation="sum"), weight=0.5)
     task = plan(letter(weight=2.0), other, max_disagreement=0.02)
@@ -339,12 +339,12 @@ def test_a_fixed_member_beside_an_adaptive_one():
         assert decision.orders_used == len(evidence[0].orders) + 1
         differ += decision.prediction != right
         orders.append(decision.orders_used)
-    assert differ <= 18
+    assert differ <= 12
     assert np.mean(orders) < 16
 
 
 def test_two_adaptive_members_are_asked_together():
-    asked, engine, tables = simulated(900, members=2)
+    asked, engine, tables = simulated(500, members=2)
     task = plan(letter(), letter(weight=3.0), max_disagreement=0.02)
     voter, drawn, everybody = setup(task, asked)
     calibration, _ = calibration_of(engine, voter, drawn, everybody, asked)
@@ -356,18 +356,18 @@ def test_two_adaptive_members_are_asked_together():
         assert evidence[0].orders == evidence[1].orders
         assert all([ask.member for ask in step] == [0, 1] for step in asks)
         differ += decision.prediction != right
-    assert differ <= 18
+    assert differ <= 10
 
 
 def test_decisions_depend_neither_on_the_order_of_questions_nor_on_what_is_stored():
-    asked, engine, _ = simulated(700)
+    asked, engine, _ = simulated(500)
     voter, drawn, everybody = setup(plan(), asked)
     calibration, _ = calibration_of(engine, voter, drawn, everybody, asked)
     calibrated = voter.with_calibration(calibration)
-    decisions = {q.text: engine.answer(calibrated, q)[0] for q in asked[:300]}
+    decisions = {q.text: engine.answer(calibrated, q)[0] for q in asked[:150]}
     rng = np.random.default_rng(0)
     everything = make_orders(REFERENCE, 4, 0)
-    for i in rng.permutation(300):
+    for i in rng.permutation(150):
         q = asked[i]
         some = tuple(everything[j] for j in rng.permutation(24)[: rng.integers(1, 25)])
         decision, _, _ = engine.answer(calibrated, q, [engine.says(0, q, some)])
@@ -428,31 +428,33 @@ def test_an_uncertified_gate_ends_with_the_budget(budget, most):
     assert certificate.reason == "100 questions are too few to certify it"
 
 
-@pytest.mark.parametrize("budget", [4.0, 6.0, 8.0, 12.0, 24.0])
-@pytest.mark.parametrize("scorer", [Scorer(), Scorer(accuracy=0.5, noise=1.0)])
+@pytest.mark.parametrize("budget", [1.6, 3.0, 6.0, 10.0, 24.0])
+@pytest.mark.parametrize("scorer", [Scorer(), Scorer(accuracy=0.4, noise=1.0)])
 def test_a_budget_is_kept_calibration_included(budget, scorer):
-    asked, engine, (table,) = simulated(6000, scorer=scorer)
-    voter, drawn, everybody = setup(plan(budget=budget), asked)
+    # 20,000 questions, of which the 399 of the sample come through the voter and the rest as an array.
+    table = simulate(scorer, 20_000, 4, REFERENCE, 1).logprobs
+    asked, engine, rest = questions(399), Engine(), table[399:]
+    engine.knows(0, asked, make_orders(REFERENCE, 4, 0), table[:399])
+    ranks = sorted(rank(q, 0) for q in asked)
+    drawn = Drawn({}, ranks[99], ranks[398])
+    voter = Voter(plan(budget=budget), ["m"], 0.0, drawn=drawn)
+    everybody = Population({4: ranks + [2**64 - 1] * 19_601})
     calibration, _ = calibration_of(engine, voter, drawn, everybody, asked)
-    certificate = calibration.certificate
-    spent = engine.asked
-    outside = np.array([not voter.in_sample(q) for q in asked])
-    rest = voter.with_calibration(calibration).track(
-        [(q, [engine.says(0, q, make_orders(REFERENCE, 4, 0))]) for q in asked]
-    )
-    found = walk(Track(*(part[outside] for part in rest)), calibration.gate)
-    assert (spent + found.orders.sum()) / 6000 <= budget
-    differ = (found.choice != vote([table[outside]], [1.0], "mean_prob").choice).mean()
+    certificate, gate = calibration.certificate, calibration.gate
+    known = track_of(rest, REFERENCE, calibration.priors[0, 4])
+    found = walk(known, gate)
+    assert (engine.asked + found.orders.sum()) / 20_000 <= budget
+    differ = (found.choice != vote([rest], [1.0], "mean_prob").choice).mean()
+    # What is told is of the gate that is used.
+    assert found.orders.mean() == pytest.approx(certificate.orders, abs=1.5)
+    assert abs(differ - certificate.disagreements / certificate.test) < 0.06
+    assert certificate.guarantee is (budget > (15 if scorer.noise == 1.0 else 9))
     if certificate.guarantee:
         assert certificate.bound <= 0.01
         assert differ <= 0.01
-    elif certificate.test:
-        # What is told is of the gate that is used.
-        assert "budget" in certificate.reason
-        assert found.orders.mean() == pytest.approx(certificate.orders, abs=0.6)
-        assert differ == pytest.approx(certificate.disagreements / certificate.test, abs=0.05)
-    if budget == 24.0:
-        assert certificate.guarantee
+    else:
+        assert f"the budget of {budget:g} orders a question is too small" in certificate.sentence()
+        assert certificate.bound > 0.01
 
 
 def test_a_sample_that_was_not_asked_is_no_guarantee():
