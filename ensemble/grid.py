@@ -24,6 +24,7 @@ from ensemble.config import (
 )
 from ensemble.errors import ConfigError
 from ensemble.names import unknown
+from ensemble.orders import parse_orders
 from ensemble.records import Task
 
 Axis = Field(min_length=1)
@@ -68,6 +69,9 @@ class Grid(Record):
         named = [bool(self.model or self.template), bool(self.samples), bool(self.members)]
         if sum(named) != 1 or bool(self.model) != bool(self.template):
             raise ValueError("an empty grid: give model and template, or samples, or members")
+        for text in self.orders:
+            for part in text.split("+"):
+                parse_orders(part)
         if self.weights and not self.members:
             raise ValueError("weights are of members: name these instead of model and template")
         for weights in self.weights:

@@ -35,7 +35,6 @@ class Results(NamedTuple):
     def write(self, tally: Tally, stopped: tuple[str, str] | None = None) -> Written:
         # What the sample lacks by now could not be had.
         plan = calibrated(self.plan, self.store, self.blocks, partly=True)
-        keep_priors(plan, self.store)
         return self._write(plan, replay(plan, self.store, self.blocks, self.partial), tally, stopped)
 
     def ids(self) -> Iterator[int | str]:
@@ -68,6 +67,7 @@ class Results(NamedTuple):
             return None
 
     def _write(self, plan: Plan, decided: Iterable[Decided], tally: Tally, stopped: tuple[str, str] | None) -> Written:
+        keep_priors(plan, self.store)
         return write_results(self.folder, plan, decided, tally, self.outside, stopped, guess=self.partial)
 
 

@@ -297,8 +297,20 @@ def test_the_limit_is_the_last_before_the_first_failure():
     found, passed = certify(gate, [known], 0.012, 0.95)
     assert passed[-1][1] == 1
     assert walk(known, found).orders[299] == 4
-    # A later limit would pass again where the same two were the only ones of 4,000: but testing has ended.
     assert found.limit < 1 / (1 + np.exp(margins[299]))
+
+
+def test_after_a_failure_no_looser_limit_is_tried():
+    # After one order (doubt .4) all are right, after the first of two blocks (doubt .1) all are wrong: from .1 to .4
+    # every limit fails, above .4 each would pass. Testing in sequence pays for its search by ending at .1.
+    votes = np.tile([[0.4, 0.6], [0.3, 0.7], [0.9, 0.1], [0.9, 0.1]], (400, 1, 1))
+    known = Track(votes, np.zeros((400, 2)), np.tile(np.log([0.6, 0.4]), (400, 1)))
+    gate = Gate(0.0, (0.0, -1.0), (np.log(0.1 / 0.9), 0.0))
+    assert (walk(known, gate._replace(limit=0.45)).choice == 0).all()
+    assert (walk(known, gate._replace(limit=0.2)).choice == 1).all()
+    found, passed = certify(gate, [known], 0.01, 0.95)
+    assert found.limit < 0.1
+    assert passed[-1][0] == found.limit > 0.08
 
 
 def test_too_few_to_certify_leaves_curtailment_which_promises_everything():

@@ -149,8 +149,8 @@ def test_a_prior_takes_a_share_of_the_questions_of_each_number_of_options(share,
         # 399 questions x 24 orders = 9,576; half of 5,000 x 4 is 10,000, half of 5,000 x 3 is 7,500
         (2000, {"budget": 10.0}, Sizes(100, 299)),
         (2000, {"budget": 9.0}, None),
-        # 47,784 orders of 1,991 questions leave 60,000 x 1.5 - 47,784 = 42,216 for the other 58,009: no order for each
-        (60_000, {"budget": 1.5}, None),
+        # 2,141 x 24 = 51,384 orders are less than half of 120,000, but leave no order for each of the other 97,859
+        (100_000, {"budget": 1.2}, None),
         (60_000, {"budget": 2.0}, Sizes(200, 1941)),
     ],
 )

@@ -67,8 +67,8 @@ def test_votes_by_hand(tables, weights, how, choice, shares):
             1,
         ),  # 4.5^(1/3) .. : .2080, .2154, .2154
         # The same three numbers for each option in another order: floats sum to another last digit, but it is a tie.
-        (np.array([[-0.1, -0.2, -0.3], [-0.2, -0.3, -0.1], [-0.3, -0.1, -0.2]]), "mean_logprob", 0),
-        (np.array([[-0.3, -0.1], [-0.2, -0.2], [-0.1, -0.3], [-0.7, -0.7]]), "mean_logprob", 0),
+        (np.array([[-0.1, -2.3], [-2.3, -5.9], [-5.9, -0.1]]), "mean_logprob", 0),
+        (np.array([[-0.1, -0.1], [-0.3, -0.7], [-0.7, -0.3]]), "mean_logprob", 0),
     ],
 )
 def test_ties_go_to_the_higher_mean_log_probability_then_to_the_lower_index(table, how, choice):

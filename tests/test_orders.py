@@ -104,8 +104,9 @@ def test_full_is_every_order_once_in_latin_blocks(n):
 
 
 def test_a_seed_picks_the_orders():
-    # Those of seed 0 are what stores hold: that another version of this code draws others would waste them.
-    assert make_orders("sampled:3", 4, 0) == make_orders("sampled:3", 4, 0)
+    # Those of seed 0 are what stores hold: another version of this code that drew others would waste them.
+    assert make_orders("latin:2", 4, 0)[4] == (0, 1, 3, 2)
+    assert make_orders("sampled:1", 8, 0) == ((6, 7, 3, 1, 4, 2, 5, 0),)
     for text in ("sampled:6", "latin:3"):
         assert len({make_orders(text, 8, seed) for seed in range(20)}) == 20
     # Uniform over the six orders of three options: 600 draws of one order, expected 100 each, deviation 9.1.

@@ -5,8 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from ensemble.config import Cloze, Generate, Letter, Member, Sampling, TaskPlan
+from ensemble.adaptive import Gate
+from ensemble.calibration import Calibration
+from ensemble.config import Adaptive, Cloze, Generate, Letter, Member, Sampling, TaskPlan
 from ensemble.evidence import merge
+from ensemble.orders import make_orders
 from ensemble.records import Decision, Sample, Score
 from ensemble.votes import Ask, Voter
 from tests.conftest import cyclic, identity, question
@@ -243,3 +246,100 @@ def test_stored_samples_beyond_the_plan_do_not_vote():
     voter = Voter(TaskPlan(members=(several(2),)), ["m"], 0.0)
     stored = tuple(sample(i, text) for i, text in enumerate(["1", "1", "2", "2", "2"]))
     assert voter.next(q, [stored]).prediction == "1"
+
+
+def by_adaptive(gate=None, combine="mean_prob", reference="latin:2", members=()):
+    """A voter with an adaptive member first, in 6 reference orders of three options."""
+    plan = TaskPlan(members=(letters("adaptive"), *members), combine=combine, adaptive=Adaptive(reference=reference))
+    calibration = None if gate is None else Calibration({(0, 3): np.array([0.6, 0.3, 0.1])}, gate)
+    return Voter(plan, [f"m{i}" for i in range(len(plan.members))], 0.0, calibration=calibration)
+
+
+SIX = make_orders("latin:2", 3, 0)
+ABC = question(choices=("a", "b", "c"))
+
+
+def said(*rows):
+    return Score(SIX[: len(rows)], np.log(np.array(rows, dtype=np.float32)), np.ones(3, np.int32))
+
+
+@pytest.mark.parametrize(
+    ("gate", "known", "asked"),
+    [
+        # Not calibrated: until it is certain. After 4 of 6 at the earliest, 4 : 0 with 2 left.
+        (None, None, SIX[:4]),
+        (None, said(*[[0.98, 0.01, 0.01]] * 4), ()),
+        # leads .4 each: after 4 orders 1.6, 2 left; after the fifth at most 2.6 > 1
+        (None, said(*[[0.6, 0.2, 0.2]] * 4), SIX[4:5]),
+        (None, said(*[[0.4, 0.4, 0.2]] * 4), SIX[4:]),  # 0 + 1 is not above 1
+        # Certified: one order, then to the end of its block, or as far as curtailment may need
+        (Gate(0.1), None, SIX[:1]),
+        (Gate(0.1), said([0.4, 0.3, 0.3]), SIX[1:3]),
+        (Gate(0.1), said([0.98, 0.01, 0.01]), ()),
+        # Uncertified: a block
+        (Gate(0.1, None), None, SIX[:3]),
+        (Gate(0.1, None), said([0.9, 0.05, 0.05]), SIX[1:3]),
+        # Orders of another run, from the middle of the sequence, are no beginning.
+        (Gate(0.1), score([[-1.0, -2.0, -3.0]], SIX[2:3]), SIX[:1]),
+        (Gate(0.1, None), score([[-1.0, -2.0, -3.0]], SIX[1:2]), (SIX[0], SIX[2])),
+    ],
+)
+def test_adaptive_voting_asks_step_by_step(gate, known, asked):
+    found = by_adaptive(gate).missing(ABC, [known])
+    assert found == ([Ask(0, tuple(asked))] if asked else [])
+
+
+def test_one_order_is_decided_without_the_prior_a_block_with_it():
+    # .6 .3 .1 over the prior .6 .3 .1 would be a tie; .5 .3 .2: .83 : 1 : 2, so option 2 has .52.
+    voter = by_adaptive(Gate(0.6))
+    one = voter.next(ABC, [said([0.5, 0.3, 0.2])])
+    assert (one.prediction, one.orders_used) == (2, 1)
+    ratios = np.array([0.5 / 0.6, 1.0, 2.0])
+    assert np.exp(one.scores) == pytest.approx(ratios / ratios.sum(), abs=1e-6)
+    # 1 / (1 + exp(-(.4 - 1.8 ln 2))) = .2999
+    assert one.doubt == pytest.approx(0.2999, abs=1e-4)
+    rows = [[0.5, 0.3, 0.2], [0.8, 0.1, 0.1], [0.8, 0.1, 0.1]]
+    block = by_adaptive(Gate(0.05, None)).best(ABC, [said(*rows)])
+    assert (block.prediction, block.orders_used) == (0, 3)
+    assert np.exp(block.scores) == pytest.approx([0.7, 0.5 / 3, 0.4 / 3], abs=1e-6)
+
+
+def test_more_stored_orders_do_not_show():
+    voter = by_adaptive(Gate(0.6))
+    rows = [[0.5, 0.3, 0.2], *[[0.98, 0.01, 0.01]] * 5]
+    assert voter.next(ABC, [said(*rows)]) == voter.next(ABC, [said(rows[0])])
+
+
+def test_adaptive_voting_waits_for_the_other_members():
+    # With cloze of the same weight: its one vote is as many as all orders, so at first one order is asked, not four.
+    cloze = member(Cloze(method="cloze", normalisation="sum"))
+    voter = by_adaptive(members=(cloze,))
+    assert voter.next(ABC, [None, None]) == [Ask(1, identity(3)), Ask(0, SIX[:1])]
+    sure, split = score(np.log([[0.98, 0.01, 0.01]])), score(np.log([[0.3, 0.4, 0.3]]))
+    # Both for option 0: .97 x 6 = 5.82 + .8 = 6.62 > 5 left
+    decided = voter.next(ABC, [said([0.9, 0.05, 0.05]), sure])
+    assert (decided.prediction, decided.orders_used, decided.doubt) == (0, 2, 0.0)
+    # .9 - .05 - .1 x 6 = .25 ahead, 5 left: it takes 3 more that are all for option 0 (3.25 > 2)
+    assert voter.next(ABC, [said([0.9, 0.05, 0.05]), split]) == [Ask(0, SIX[1:4])]
+
+
+def test_a_tie_of_votes_after_all_orders_goes_to_the_higher_mean_log_probability():
+    rows = [[0.5, 0.4, 0.1], [0.5, 0.4, 0.1], [0.5, 0.4, 0.1], [0.05, 0.9, 0.05], [0.05, 0.9, 0.05], [0.05, 0.9, 0.05]]
+    decided = by_adaptive(combine="majority").next(ABC, [said(*rows)])
+    assert (decided.prediction, decided.votes, decided.orders_used) == (1, (3, 3, 0), 6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "flip_rate", "circular"),
+    [
+        ([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2], [0.2, 0.5, 0.3]], 2 / 3, -1),  # two of the three pairs differ
+        ([[0.2, 0.5, 0.3]] * 3, 0.0, 1),
+        ([[0.2, 0.5, 0.3]], None, None),
+    ],
+)
+def test_decisions_say_how_much_orders_agree(rows, flip_rate, circular):
+    found = decide(
+        ABC, [letters("cyclic" if len(rows) == 3 else "identity")], [score(np.log(rows), cyclic(3)[: len(rows)])]
+    )
+    assert found.flip_rate == (None if flip_rate is None else pytest.approx(flip_rate))
+    assert found.circular == circular
