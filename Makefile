@@ -6,7 +6,7 @@ TORCH := torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check lock clean
+.PHONY: setup demo ablate-demo test check lock clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -23,6 +23,10 @@ $(READY): requirements/cpu.txt requirements/dev.txt
 
 demo: setup
 	$(BIN)/python pipelines/solve.py --config configs/demo.yaml
+
+ablate-demo: setup
+	$(BIN)/python pipelines/ablate.py --config configs/ablate_demo.yaml
+	@echo "open runs/ablate-demo/leaderboard.html in a browser"
 
 test: setup
 	$(BIN)/python -m pytest -q
