@@ -41,6 +41,7 @@ def calibrate(
     """voter: of the same plan and sample, without a calibration. known: the sample's questions that lack nothing, in
     any order. stored: (member, number of options) -> prior out of a file."""
     known = sorted(known, key=lambda item: (rank(item[0], seed), item[0].row_index))  # sums depend on the order
+    known = list({rank(item[0], seed): item for item in reversed(known)}.values())[::-1]  # each content once
     ranks = [rank(question, seed) for question, _ in known]
     fit = [item for item, r in zip(known, ranks, strict=True) if r <= drawn.fit]
     test = [item for item, r in zip(known, ranks, strict=True) if drawn.fit < r <= drawn.test]
@@ -54,7 +55,7 @@ def calibrate(
     if not any(map(is_adaptive, plan.members)):
         return Calibration(priors, EXACT)
     if not test:
-        return Calibration(priors, *uncertified(plan.adaptive, population.total()))
+        return Calibration(priors, *uncertified(plan.adaptive, len(population.distinct())))
     corrected = voter.with_calibration(Calibration(priors, EXACT))
     gate, promise = certified(plan.adaptive, _tracks(fit, corrected), _tracks(test, corrected), population)
     return Calibration(priors, gate, promise)

@@ -55,6 +55,10 @@ class Population(NamedTuple):
     def total(self) -> int:
         return sum(map(len, self.ranks.values()))
 
+    def distinct(self) -> list[int]:
+        """One rank of questions with the same content: they are drawn together, hence one question to a test."""
+        return list({rank for ranks in self.ranks.values() for rank in ranks})
+
 
 def rank(question: Question, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(question.hash + seed.to_bytes(8, "big"), digest_size=8).digest(), "big")
@@ -81,7 +85,7 @@ def draw(plan: TaskPlan, population: Population, certify: bool = True) -> Drawn:
     sizes = certifiable(plan, population) if certify else None
     if sizes is None:
         return Drawn(prior)
-    ranks = [rank for ranks in population.ranks.values() for rank in ranks]
+    ranks = population.distinct()
     fit = _smallest(ranks, sizes.fit)
     # What is tested must be asked as everything else is, so that no prior is estimated from it.
     return Drawn({key: min(r, fit) for key, r in prior.items()}, fit, _smallest(ranks, sizes.fit + sizes.test))
@@ -91,7 +95,7 @@ def certifiable(plan: TaskPlan, population: Population) -> Sizes | None:
     """Sizes of the sample for adaptive voting; None where nobody votes so, or it would promise nothing."""
     if not any(map(is_adaptive, plan.members)):
         return None
-    sizes = sample_sizes(population.total(), plan.adaptive.max_disagreement, plan.adaptive.confidence)
+    sizes = sample_sizes(len(population.distinct()), plan.adaptive.max_disagreement, plan.adaptive.confidence)
     if sizes is None or plan.adaptive.budget is None:
         return sizes
     # At most half of the budget may go into calibration, and one order for each question must be left.

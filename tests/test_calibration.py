@@ -162,6 +162,20 @@ def test_a_sample_that_promises_nothing_or_costs_too_much_is_not_drawn(count, ad
     assert draw(plan(**adaptive), Population({4: ranks}), certify=False) == NOBODY
 
 
+def test_questions_that_repeat_are_tested_once():
+    # 100 questions, ten times each: they are drawn together, and 299 rows would be a test of 30 questions.
+    task, asked = plan(), questions(100) * 10
+    assert draw(task, population(asked)) == NOBODY
+    asked, engine, _ = simulated(450)
+    twice = [*asked, *asked]
+    voter, drawn, everybody = setup(task, twice)
+    calibration, sample = calibration_of(engine, voter, drawn, everybody, twice)
+    assert len(sample) == 2 * 399
+    assert (calibration.certificate.fit, calibration.certificate.test) == (100, 299)
+    once = setup(task, asked)
+    assert calibration.gate == calibration_of(engine, *once, asked)[0].gate
+
+
 def test_no_prior_is_estimated_from_what_is_tested():
     # The share of 20% would be 400 questions, of which 299 and 100 are tested and fitted: those asked in more orders
     # than others would be tested under another vote than all others get.
