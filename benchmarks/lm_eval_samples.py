@@ -23,9 +23,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ensemble.questions import LETTERS, parse_question  # noqa: E402
-from ensemble.read import find_inputs  # noqa: E402
-from ensemble.rows import iter_rows  # noqa: E402
+from ensemble.questions import LETTERS, parse_question
+from ensemble.read import find_inputs
+from ensemble.rows import iter_rows
 
 PASSAGE = "{% if context %}{{ context }}\n{% endif %}Question: {{ text }}\nAnswer:"
 LISTED = (

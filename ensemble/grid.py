@@ -278,9 +278,11 @@ def _joined(values: Sequence[Any]) -> str | None:
 
 
 def _name(axes: Mapping[str, Any]) -> str:
-    """Such as `smollm2/letters letter cyclic mean_prob pride`: what is usual is left unsaid."""
+    """Such as `smollm2/letters cyclic mean_prob pride`: what is usual is left unsaid."""
     where = "/".join(str(axes[key]) for key in ("model", "template") if axes.get(key))
     words = [str(axes[key]) for key in ("scoring", "orders", "combine") if key in axes]
+    if axes.get("scoring") == "letter":  # its orders say it
+        words = words[1:]
     words += [str(axes["debias"])] if axes.get("debias", "none") != "none" else []
     marks = {"temperature": "T", "samples": "n", "weights": "w", "shots": "shots", "max_disagreement": "eps"}
     words += [

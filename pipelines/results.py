@@ -45,7 +45,8 @@ class Results(NamedTuple):
 
         Where none does, or in deadline mode, the results are written on the way.
         """
-        if not self.partial and not len(Evidences(self.plan, self.store)):
+        nothing = not len(Evidences(self.plan, self.store)) and self.plan.models(list(asked))
+        if nothing and not self.partial:
             missing.update(asked)
             return None
         plan = calibrated(self.plan, self.store, self.blocks, partly=self.partial)

@@ -18,7 +18,7 @@ from ensemble.grading import check_metrics
 from ensemble.load import load_config
 from ensemble.names import unknown
 from ensemble.outputs import Written, write_errors
-from ensemble.plan import Plan, describe_members, make_plan, replay
+from ensemble.plan import Plan, calibrated, describe_members, make_plan, replay
 from ensemble.read import InputSummary, read_questions
 from ensemble.records import TASKS, RowError
 from ensemble.relative import check_baseline
@@ -152,6 +152,7 @@ def _look(results: Results, read: InputSummary) -> tuple[Counter[str], Written |
 def _missing(plan: Plan, store: Path, read: InputSummary) -> Counter[str]:
     """Questions per task that the store cannot decide."""
     try:
+        plan = calibrated(plan, store, read.blocks)
         return Counter(q.task for q, decision in replay(plan, store, read.blocks) if decision is None)
     except StoreError as e:
         raise ConfigError(str(e)) from None

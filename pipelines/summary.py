@@ -58,7 +58,8 @@ def asks(member: Member) -> str:
     if member.samples is not None:
         return "nothing"
     if isinstance(member.scoring, Letter):
-        return f"letter, {member.scoring.orders}" + (", pride" if member.scoring.debias == "pride" else "")
+        most = " (at most)" if member.scoring.orders == "adaptive" else ""
+        return f"letter, {member.scoring.orders}{most}" + (", pride" if member.scoring.debias == "pride" else "")
     return member.scoring.method if member.scoring else f"{member.sampling.max_tokens} tokens"
 
 
@@ -71,7 +72,7 @@ def _cost(
     """Prompts and roughly their tokens for `questions` questions, from what the member would send for a sample."""
     member = planned.member
     renderer = Renderer(member.template, plan.config.templates[member.template], "label")
-    prompts = tokens = 0
+    prompts = tokens = 0.0
     for question in sample:
         order = tuple(range(len(question.choices)))
         try:
@@ -82,15 +83,24 @@ def _cost(
             estimated_tokens("".join(text for _, text in turns)), plan.config.models[member.model].context_length
         )
         scoring = member.scoring
-        n = 1
+        n = 1.0
         if scoring is not None and scoring.method == "letter":
-            n = count_orders(scoring.orders, len(order))
+            n = expected_orders(plan, task, scoring, len(order))
         elif scoring is not None and scoring.method == "cloze":
             n = len(order)
         prompts += n
         tokens += n * length
     share = questions / max(len(sample), 1)
     return round(prompts * share), round(tokens * share)
+
+
+def expected_orders(plan: Plan, task: Task, scoring: Letter, n: int) -> float:
+    """Per question with n options; of adaptive voting the most, of PriDe with its sample's share of the cycle."""
+    if scoring.orders == "adaptive":
+        return count_orders(plan.config.tasks[task].adaptive.reference, n)
+    orders = count_orders(scoring.orders, n)
+    sampled = scoring.prior_share if scoring.debias == "pride" and scoring.prior is None else 0.0
+    return orders + sampled * max(n - orders, 0)
 
 
 def estimated_tokens(text: str) -> int:
