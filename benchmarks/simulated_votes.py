@@ -25,10 +25,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from ensemble.adaptive import EXACT, Track, certify, fit_gate, sample_sizes, walk
+from ensemble.adaptive import EXACT, certify, fit_gate, sample_sizes, walk
 from ensemble.combine import log_softmax
 from ensemble.orders import make_orders, positions
 from ensemble.prior import by_option, estimate_prior
+from ensemble.tracks import Track
 
 QUESTIONS, PROMISED, CONFIDENCE, TUNED = 5000, 0.01, 0.95, 400
 

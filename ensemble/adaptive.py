@@ -19,63 +19,20 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from ensemble.combine import Combine, Floats, Ints, ballots, winner
+from ensemble.combine import Floats, Ints, winner
+from ensemble.tracks import Track
 
 EPSILON = 1e-9  # of a sum of ballots
 FIRST, LATER = (0.4, -1.8), (0.3, -5.4)  # coefficients where nothing was fitted, from simulated scorers
 SHRINK, FLOOR = 2.0, 0.002  # blocks that the variance within blocks counts for, and what is added to it
+SHAKY = 1.25  # what other hardware may do to an estimate, as a factor of the limit
+LAPSE = 0.001  # of one order, however sure: without it three surprises among 473 leave no limit that passes
 LIMITS = tuple(np.geomspace(1e-4, 0.5, 75).tolist())  # tested one after another
 FIT = (100, 200)  # least and most questions that fit the estimate
 TEST_SHARE = 0.1  # of the questions, for the bound; never fewer than it takes
 TESTED_AT_MOST = 2000
-
-
-class Track(NamedTuple):
-    """What is known of questions with the same number of options.
-
-    ballots: [Q, T, n] what each order adds to each option, in [0, 1] and in sum 1 (`ensemble.combine.ballots`); nan
-        from the first order that is not known. offset: [Q, n] what other members add, in the same unit, whatever the
-        orders. first: [Q, n] log-probabilities after one order, without the labels' prior. means: [Q, n] mean
-        log-probabilities over orders and members, up to a constant, which break ties between all votes; without them
-        the lower index does.
-    """
-
-    ballots: Floats
-    offset: Floats
-    first: Floats
-    means: Floats | float = 0.0
-
-
-class Said(NamedTuple):
-    """What one member says about questions with n options. table: [Q, orders, n] normalised log-probabilities, of an
-    adaptive member for the T reference orders, nan from the first unknown one. first: [Q, n] the first order's without
-    the labels' prior, None of a member that does not vote adaptively."""
-
-    table: Floats
-    weight: float
-    first: Floats | None = None
-
-
-def join(said: Sequence[Said], how: Combine) -> Track:
-    """The members' votes as one; at least one is adaptive, and all adaptive ones know the same orders."""
-    theirs = sum(member.weight for member in said if member.first is not None)
-    total = sum(member.weight for member in said)
-    orders = next(member.table.shape[1] for member in said if member.first is not None)
-    questions, _, n = said[0].table.shape
-    votes, (offset, first, means) = np.zeros((questions, orders, n)), np.zeros((3, questions, n))
-    for member in said:
-        unknown = np.isnan(member.table).any(axis=2)
-        added = ballots(member.table, how)
-        means += np.nanmean(member.table, axis=1) * (member.weight / total)
-        if member.first is None:
-            offset += added.mean(axis=1) * (member.weight / theirs * orders)
-            first += np.exp(member.table).mean(axis=1) * (member.weight / total)
-        else:
-            added[unknown] = np.nan
-            votes += added * (member.weight / theirs)
-            first += np.exp(member.first) * (member.weight / total)
-    return Track(votes, offset, np.log(np.maximum(first, 1e-300)), means)
 
 
 class Gate(NamedTuple):
@@ -95,12 +52,14 @@ EXACT = Gate(0.0)  # never stops before it is certain
 class Walk(NamedTuple):
     """orders: int [Q], after which each question stops. choice: int [Q], its winner then. doubt: [Q], the
     estimated probability that all orders choose another one, 0 where that is impossible. needs: int [Q], how many
-    orders have to be known to go on, 0 where the question has stopped."""
+    orders have to be known to go on, 0 where the question has stopped. shaky: whether a slightly looser limit would
+    have stopped at another choice."""
 
     orders: Ints
     choice: Ints
     doubt: Floats
     needs: Ints
+    shaky: npt.NDArray[np.bool_]
 
 
 class Certificate(NamedTuple):
@@ -181,7 +140,9 @@ def boundaries(n: int, orders: int) -> list[int]:
 def walk(track: Track, gate: Gate) -> Walk:
     """Where each question stops. Unknown orders are never looked at: `needs` says what it takes to go on."""
     stages = _stages(track, gate)
-    return _stop(stages, gate, track)
+    found = _stop(stages, gate, track)
+    looser = _stop(stages, gate._replace(limit=gate.limit * SHAKY), track)
+    return found._replace(shaky=found.choice != looser.choice)
 
 
 def fit_gate(tracks: Sequence[Track]) -> Gate:
@@ -261,6 +222,7 @@ def _stages(track: Track, gate: Gate) -> _Stages:
             choices[:, i], signals[:, i] = _later(ballots[:, :count], offset, orders)
     lines = np.array([(gate.first or FIRST) if count == 1 else gate.later for count in counts])
     doubts = np.exp(-np.logaddexp(0, -(lines[:, 0] + lines[:, 1] * signals)))
+    doubts[:, 0] = LAPSE + (1 - LAPSE) * doubts[:, 0]
     return _Stages(counts, choices, signals, doubts, certain, winner, leads, known)
 
 
@@ -323,7 +285,7 @@ def _stop(stages: _Stages, gate: Gate, track: Track) -> Walk:
         doubt[stops] = stages.doubts[stops, i]
         going &= ~stops
     needs = np.where(count > stages.known, np.minimum(next_gate, _may_be_certain(stages, orders)), 0)
-    return Walk(count, choice, doubt, needs)
+    return Walk(count, choice, doubt, needs, np.zeros(len(count), dtype=bool))
 
 
 def _may_be_certain(stages: _Stages, orders: int) -> Ints:

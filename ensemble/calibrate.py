@@ -10,7 +10,6 @@ from ensemble.adaptive import (
     LIMITS,
     Certificate,
     Gate,
-    Track,
     certify,
     fit_gate,
     sample_sizes,
@@ -24,6 +23,7 @@ from ensemble.evidence import pick_orders
 from ensemble.orders import make_orders
 from ensemble.prior import estimate_prior
 from ensemble.records import Score
+from ensemble.tracks import Track
 from ensemble.votes import Known, Voter
 
 Priors = Mapping[tuple[int, int], Floats]

@@ -17,11 +17,11 @@ EQUAL = 1e-9  # votes that differ by less are a tie: sums of floats depend on th
 
 class Vote(NamedTuple):
     """choice: int [...], the winner. scores: [..., n], normalised log-probabilities, the winner's the highest but for
-    `majority`. share: [...], the winner's probability, of `majority` its share of the votes."""
+    `majority`. shares: [..., n], probabilities, of `majority` shares of the votes; in sum 1."""
 
     choice: Ints
     scores: Floats
-    share: Floats
+    shares: Floats
 
 
 class Mean(NamedTuple):
@@ -50,14 +50,14 @@ def vote_of(members: Sequence[Mean], weights: Sequence[float], how: Combine) -> 
     means = log_softmax(_weighted([member.log for member in members], weights))
     if how == "mean_logprob":
         choice = winner(means, means)
-        return Vote(choice, means, np.exp(_pick(means, choice)))
+        return Vote(choice, means, np.exp(means))
     support = _weighted([member.support for member in members], weights)
     choice = winner(support, means)
     if how == "mean_prob":
         with np.errstate(divide="ignore"):
             scores = np.maximum(np.log(support), -1e4)  # an impossible option stays a number
-        return Vote(choice, scores, _pick(support, choice))
-    return Vote(choice, means, _pick(support, choice))
+        return Vote(choice, scores, support)
+    return Vote(choice, means, support)
 
 
 def ballots(table: Floats, how: Combine) -> Floats:
@@ -91,7 +91,3 @@ def winner(support: Floats, means: Floats | float, equal: float = EQUAL) -> Ints
     among = np.where(best, means, -np.inf)
     first: Ints = (among >= among.max(axis=-1, keepdims=True) - EQUAL).argmax(axis=-1)
     return first
-
-
-def _pick(values: Floats, choice: Ints) -> Floats:
-    return np.take_along_axis(values, choice[..., None], axis=-1)[..., 0]

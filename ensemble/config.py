@@ -262,7 +262,9 @@ class Adaptive(Record):
         "latin:24", description="What it must agree with: full, or latin:k; latin:24 is full up to five options."
     )
     budget: Annotated[float, Field(ge=1)] | None = Field(
-        None, description="Orders per question and member on average, calibration included; it goes before certainty."
+        None,
+        description="Orders per question and member, calibration included: on average where there is room to "
+        "calibrate, else at most for each; it goes before certainty.",
     )
 
     @model_validator(mode="after")

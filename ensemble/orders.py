@@ -21,6 +21,7 @@ from ensemble.records import Order
 Kind = Literal["identity", "cyclic", "latin", "sampled", "full", "adaptive"]
 KINDS: tuple[Kind, ...] = ("identity", "cyclic", "latin", "sampled", "full", "adaptive")
 COUNTED = ("latin", "sampled")
+MOST = 1000  # of a number after the colon
 FULL_UP_TO = 5  # options: 120 orders; six have 720
 
 
@@ -40,6 +41,8 @@ def parse_orders(text: str) -> Orders:
         return Orders(name)
     if not count.isdecimal() or int(count) < 1:
         raise ValueError(f"orders {name} needs a number, such as {name}:2")
+    if int(count) > MOST:
+        raise ValueError(f"orders {text}: at most {name}:{MOST}")
     return Orders(name, int(count))
 
 

@@ -1,7 +1,7 @@
 """Who answers what, under which key it is stored, and what the store already knows. No Ray, no torch, no model."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -179,10 +179,13 @@ def calibrated_tasks(plan: Plan) -> list[Task]:
     return [task for task in plan.drawn if needs_sample(plan.config.tasks[task])]
 
 
-def calibrated(plan: Plan, root: Path, blocks: Sequence[str], partly: bool = False) -> Plan:
+def calibrated(
+    plan: Plan, root: Path, blocks: Sequence[str], partly: bool = False, failed: Container[int] = ()
+) -> Plan:
     """The plan with the calibrations that the store has the sample for.
 
-    partly: what the sample lacks is left out of it, because it could not be had.
+    partly: what the sample lacks is left out of it, because it could not be had. failed: rows that nobody can answer;
+    where others are lacking the sample is no random one (the easy questions are done first) and certifies nothing.
     """
     tasks = calibrated_tasks(plan)
     if not tasks:
@@ -191,12 +194,14 @@ def calibrated(plan: Plan, root: Path, blocks: Sequence[str], partly: bool = Fal
     voters = {task: plan.voter(task) for task in tasks}
     known: dict[Task, list[Known]] = {task: [] for task in tasks}
     lacking: Counter[Task] = Counter()
+    unanswered: Counter[Task] = Counter()
     evidences = Evidences(plan, root)
     for block in iter_blocks(blocks):
         drawn = [q for q in block if q.task in voters and voters[q.task].in_sample(q)]
         for question, evidence in evidences(drawn):
             if voters[question.task].missing(question, evidence):
                 lacking[question.task] += 1
+                unanswered[question.task] += question.row_index not in failed
             else:
                 known[question.task].append((question, evidence))
     seed = plan.config.seed
@@ -208,6 +213,11 @@ def calibrated(plan: Plan, root: Path, blocks: Sequence[str], partly: bool = Fal
         for task in tasks
         if partly or not lacking[task]
     }  # fmt: skip
+    for task, calibration in done.items():
+        if unanswered[task] and calibration.certificate is not None:
+            reason = f"{unanswered[task]} questions of the sample were not answered"
+            told = calibration.certificate._replace(guarantee=False, reason=reason)
+            done[task] = calibration._replace(certificate=told)
     return plan._replace(calibrations=done)
 
 
@@ -296,7 +306,10 @@ def known(plan: Plan, root: Path, blocks: Sequence[str]) -> Iterator[tuple[Quest
     evidences = Evidences(plan, root)
     voters = {task: plan.voter(task) for task in plan.tasks}
     for block in iter_blocks(blocks):
-        for question, evidence in evidences(block):
+        found = list(evidences(block))
+        for task, voter in voters.items():
+            voter.walk_ahead([(question, evidence) for question, evidence in found if question.task == task])
+        for question, evidence in found:
             yield question, voters[question.task], evidence
 
 

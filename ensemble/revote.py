@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ensemble.adaptive import EXACT, Certificate, Gate, Said, Track, join, walk
+from ensemble.adaptive import EXACT, Certificate, Gate, walk
 from ensemble.calibrate import certified, uncertified
 from ensemble.calibration import Population, draw, estimates_prior
 from ensemble.combine import Combine, Floats, Ints, Mean, log_softmax, mean, vote_of
@@ -22,6 +22,7 @@ from ensemble.orders import make_orders
 from ensemble.prior import by_option, estimate_prior
 from ensemble.records import Order
 from ensemble.tables import divisors, is_pmi, normalise
+from ensemble.tracks import Said, Track, join
 
 Chosen = npt.NDArray[np.bool_]
 StoredPriors = Mapping[str, Mapping[int, Floats]]
@@ -102,7 +103,7 @@ class Revoter:
             ]
             result = vote_of([m for m, _, _ in found], [m.weight for m in plan.members], plan.combine)
             rows = part.rows[chosen]
-            voted.choice[rows], voted.share[rows] = result.choice, result.share
+            voted.choice[rows], voted.share[rows] = result.choice, _pick(result.shares, result.choice)
             flips = np.array([flips for _, flips, _ in found])
             voted.flip[rows] = _mean_known(flips)
             voted.circular[rows] = _agreed([circle for _, _, circle in found])
@@ -166,7 +167,7 @@ class Revoter:
             rows = part.rows[chosen]
             early = count < track.ballots.shape[1]
             voted.choice[rows] = choice[chosen] if early else result.choice
-            voted.share[rows] = result.share
+            voted.share[rows] = _pick(result.shares, voted.choice[rows])
             voted.flip[rows], voted.circular[rows] = _mean_known(np.array(rates)), _agreed(circles)
 
     def _track(self, part: Part, plan: TaskPlan, keys: Sequence[Key], priors: Mapping[int, Floats]) -> Track:
@@ -263,6 +264,10 @@ def _consistency(table: Floats, orders: tuple[Order, ...]) -> tuple[Floats, Ints
     rates = flip_rate(vote_counts(choices, n))
     asked = n > 1 and orders[:n] == make_orders("cyclic", n, 0)
     return rates, circular(choices[:, :n]).astype(np.intp) if asked else np.full(len(table), -2, dtype=np.intp)
+
+
+def _pick(values: Floats, choice: Ints) -> Floats:
+    return np.take_along_axis(values, choice[:, None], axis=1)[:, 0]
 
 
 def _mean_known(rates: Floats) -> Floats:

@@ -130,7 +130,7 @@ def _calibrate(
         progress.note("calibrating the votes on a sample")
         with _watching(job.board, work.tasks, progress, job.until):
             _stream_until(data, job, [[part] for part in work.parts], tally, progress)
-    plan = calibrated(job.plan, store, blocks, partly=True)
+    plan = calibrated(job.plan, store, blocks, partly=True, failed=tally.errors)
     for task, calibration in plan.calibrations.items():
         if calibration.certificate is not None:
             progress.note(f"{task}: {calibration.certificate.sentence()}")

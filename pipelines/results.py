@@ -34,7 +34,7 @@ class Results(NamedTuple):
 
     def write(self, tally: Tally, stopped: tuple[str, str] | None = None) -> Written:
         # What the sample lacks by now could not be had.
-        plan = calibrated(self.plan, self.store, self.blocks, partly=True)
+        plan = calibrated(self.plan, self.store, self.blocks, partly=True, failed=tally.errors)
         return self._write(plan, replay(plan, self.store, self.blocks, self.partial), tally, stopped)
 
     def ids(self) -> Iterator[int | str]:

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ensemble.adaptive import Track
 from ensemble.combine import Floats, Ints, ballots, log_softmax
 from ensemble.orders import make_orders, positions
 from ensemble.prior import by_option, estimate_prior
+from ensemble.tracks import Track
 
 
 class Scorer(NamedTuple):

@@ -45,12 +45,12 @@ def test_votes_by_hand(tables, weights, how, choice, shares):
     found = vote(tables, weights, how)
     assert found.choice == choice
     if how == "majority":
-        assert found.share == pytest.approx(shares[0], abs=1e-5)
+        assert found.shares[choice] == pytest.approx(shares[0], abs=1e-5)
         # Scores stay probabilities, those of the mean log-probability.
         assert found.scores == pytest.approx(vote(tables, weights, "mean_logprob").scores)
     else:
         assert np.exp(found.scores) == pytest.approx(shares, abs=2e-5)
-        assert found.share == pytest.approx(shares[choice], abs=2e-5)
+        assert found.shares == pytest.approx(shares, abs=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_many_questions_at_once_are_the_same_as_one_by_one(how, seed, n):
         alone = vote([table[q] for table in tables], weights, how)
         assert alone.choice == at_once.choice[q]
         assert alone.scores == pytest.approx(at_once.scores[q])
-        assert alone.share == pytest.approx(at_once.share[q])
+        assert alone.shares == pytest.approx(at_once.shares[q])
 
 
 @pytest.mark.parametrize("how", HOWS)

@@ -296,8 +296,8 @@ def test_one_order_is_decided_without_the_prior_a_block_with_it():
     assert (one.prediction, one.orders_used) == (2, 1)
     ratios = np.array([0.5 / 0.6, 1.0, 2.0])
     assert np.exp(one.scores) == pytest.approx(ratios / ratios.sum(), abs=1e-6)
-    # 1 / (1 + exp(-(.4 - 1.8 ln 2))) = .2999
-    assert one.doubt == pytest.approx(0.2999, abs=1e-4)
+    # .001 + .999 / (1 + exp(-(.4 - 1.8 ln 2))) = .3006
+    assert one.doubt == pytest.approx(0.3006, abs=1e-4)
     rows = [[0.5, 0.3, 0.2], [0.8, 0.1, 0.1], [0.8, 0.1, 0.1]]
     block = by_adaptive(Gate(0.05, None)).best(ABC, [said(*rows)])
     assert (block.prediction, block.orders_used) == (0, 3)
