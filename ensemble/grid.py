@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
@@ -190,7 +191,7 @@ def _singles(grid: Grid, templates: dict[str, Template]) -> Iterator[tuple[dict[
                 scorings.append(Letter(method="letter") if method == "letter" else Generate(method="generate"))
     if grid.samples:
         for file, scoring in product(grid.samples, scorings):
-            yield {"model": file, "template": None}, (Member(samples=file, scoring=scoring),)
+            yield {"model": Path(file).name}, (Member(samples=file, scoring=scoring),)
         return
     numbers: Sequence[int | None] = grid.shots or (None,)
     for model, template, shots, scoring in product(grid.model, grid.template, numbers, scorings):
@@ -237,7 +238,7 @@ def _changed(
 
 def _of_members(grid: Grid) -> dict[str, Any]:
     return {
-        "model": " + ".join(dict.fromkeys(m.model or str(m.samples) for m in grid.members)),
+        "model": " + ".join(dict.fromkeys(m.model or Path(str(m.samples)).name for m in grid.members)),
         "template": " + ".join(dict.fromkeys(m.template for m in grid.members if m.template)),
     }
 

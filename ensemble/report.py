@@ -21,6 +21,7 @@ from ensemble.plan import Plan
 from ensemble.read import InputSummary
 from ensemble.records import RowError
 from ensemble.render import labels
+from ensemble.spent import sentence
 
 PAGE_BYTES = 3_000_000
 SHOWN_EXAMPLES = 40  # per task; fewer where the page would be larger than PAGE_BYTES
@@ -88,6 +89,7 @@ def write(
         },
         "measures": MEASURES,
         "usage": list(usage_lines(facts)),
+        "orders": [line for task, votes in facts.get("votes", {}).items() if (line := sentence(task, votes))],
         "failures": failed,
         "other_failures": len(errors) - sum(failure.n for failure in failed),
         "option_names": names,

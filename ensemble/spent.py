@@ -56,5 +56,5 @@ def sentence(task: str, votes: dict[str, Any]) -> str | None:
     return (
         f"{task}: {votes['orders']:,} orders asked, {each:.1f} a question, where {votes['reference']} is "
         f"{votes['reference_orders']:,}; {votes['exact']:,} questions are certain, of the rest the estimate expects "
-        f"{votes['expected_disagreement']:.2%} of all decisions to differ; {votes['promise']}"
+        f"{votes['expected_disagreement']:.2%} of all decisions to differ from those of all orders; {votes['promise']}"
     )
