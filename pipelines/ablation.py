@@ -8,11 +8,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from ensemble import board, leaderboard, manifest
 from ensemble.board import Compared, Outcome
@@ -22,10 +20,11 @@ from ensemble.files import location, remove_tree, replacing, write_json
 from ensemble.finest import Key, asked_as, finest
 from ensemble.grading import DEFAULT_METRICS, check_metrics
 from ensemble.grid import AblationConfig, Expanded, Variant, expand
+from ensemble.known import known
 from ensemble.load import load_ablation
 from ensemble.outcomes import Known, outcomes
 from ensemble.outputs import write_errors
-from ensemble.plan import Plan, describe_members, known, make_plan
+from ensemble.plan import Plan, describe_members, make_plan
 from ensemble.prior import load_prior, prior_key
 from ensemble.read import InputSummary, iter_blocks, read_questions
 from ensemble.records import Gold, Question, RowError, Task
@@ -35,16 +34,7 @@ from pipelines import cli
 from pipelines.folder import Clock, lock, usable_store, writable
 from pipelines.progress import Progress
 from pipelines.results import read_gold
-from pipelines.summary import asks
-
-SHOWN = 15  # variants of a task in the printed table
-
-
-class Lacking(NamedTuple):
-    """What the store lacks: questions and prompts per task."""
-
-    questions: Counter[str]
-    prompts: Counter[str]
+from pipelines.standings import Lacking, print_board, print_plan
 
 
 def ablate(options: argparse.Namespace, started: float) -> int:
@@ -81,7 +71,7 @@ def ablate(options: argparse.Namespace, started: float) -> int:
         )
         _within(config.budget, lacking)
         if options.dry_run:
-            _print_plan(plan, variants, lacking)
+            print_plan(plan, variants, lacking)
             return cli.OK
         describe_members(plan, store)
         tally = Tally()
@@ -114,7 +104,7 @@ def ablate(options: argparse.Namespace, started: float) -> int:
         _write_routes(folder / "routes.yaml", config, expanded, compared)
         clock.lap("write")
         write_json(folder / "manifest.json", _manifest(config, plan, lacking, tally, clock, store))
-    _print_board(compared, folder)
+    print_board(compared, folder)
     return cli.SOME_FAILED if errors or left_out else cli.OK
 
 
@@ -293,48 +283,6 @@ def _write_routes(path: Path, config: AblationConfig, expanded: Expanded, compar
             "# The best variant of each task, as an ablation chose it. python pipelines/solve.py --config this file\n"
         )
         yaml.safe_dump(data, f, sort_keys=False, allow_unicode=True, width=120)
-
-
-def _print_plan(plan: Plan, variants: Sequence[Variant], lacking: Lacking) -> None:
-    console = Console(width=None if Console().is_terminal else 120)
-    table = Table(title="asked once, replayed for every variant")
-    for column in ("task", "variants", "member", "asks", "prompts to ask"):
-        table.add_column(column, justify="right" if column in ("variants", "prompts to ask") else "left")
-    for task, members in plan.tasks.items():
-        count = sum(v.task == task for v in variants)
-        for i, planned in enumerate(members):
-            head = (task, str(count)) if i == 0 else ("", "")
-            cost = f"{lacking.prompts[task]:,}" if i == 0 else ""
-            table.add_row(*head, planned.name, asks(planned.member), cost)
-    console.print(table)
-
-
-def _print_board(compared: Mapping[Task, Compared], folder: Path) -> None:
-    console = Console(width=None if Console().is_terminal else 120)
-    for task, result in compared.items():
-        table = Table(title=f"{task}: {result.summary['metric']} of {result.summary['questions']} questions")
-        for column in ("variant", "score (95% interval)", "to the reference", "p (Holm)", "prompts a question"):
-            table.add_column(column, justify="left" if column == "variant" else "right")
-        ranked = sorted(result.variants, key=lambda row: (-row["score"]["mean"], row["cost"]["orders"]))
-        for row in ranked[:SHOWN]:
-            against = row["against_reference"]
-            table.add_row(
-                row["name"],
-                _bounds(row["score"]),
-                "reference" if against is None else _bounds(against["difference"], "+"),
-                "" if against is None else f"{against['p_holm']:.3g}",
-                f"{row['cost']['orders']:.1f}",
-            )
-        console.print(table)
-        if len(ranked) > SHOWN:
-            console.print(f"and {len(ranked) - SHOWN} more")
-        if honest := result.summary["cross_fitted"]:
-            console.print(f"the best, chosen on one half and scored on the other: {_bounds(honest)}", highlight=False)
-    console.print(f"results in {folder}/ (open leaderboard.html; routes.yaml is a config for solve.py)", soft_wrap=True)
-
-
-def _bounds(found: Mapping[str, Any], sign: str = "") -> str:
-    return f"{found['mean']:{sign}.3f} ({found['ci_low']:{sign}.3f} to {found['ci_high']:{sign}.3f})"
 
 
 def _manifest(

@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ensemble.known import Evidences
 from ensemble.outputs import Written
-from ensemble.plan import Evidences, Plan
+from ensemble.plan import Plan
 from ensemble.read import iter_blocks
 from pipelines.work import Part
 

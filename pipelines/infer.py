@@ -16,7 +16,8 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from ensemble.errors import EngineError, ModelError, QuorumError
 from ensemble.files import location
-from ensemble.plan import Plan, calibrated, calibrated_tasks
+from ensemble.known import calibrated, calibrated_tasks
+from ensemble.plan import Plan
 from ensemble.tally import Tally
 from pipelines.cluster import EngineSpec, connect, start_engines, wait_for
 from pipelines.deadline import Deadline, by_promise

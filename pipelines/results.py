@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from ensemble.errors import InputError
 from ensemble.files import location
+from ensemble.known import Evidences, calibrated, keep_priors, known, replay
 from ensemble.outputs import Decided, Outside, Written, write_results
-from ensemble.plan import Evidences, Plan, calibrated, keep_priors, known, replay
+from ensemble.plan import Plan
 from ensemble.questions import parse_question
 from ensemble.read import find_inputs, iter_blocks
 from ensemble.records import Gold

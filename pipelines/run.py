@@ -15,10 +15,11 @@ from ensemble.config import ModelConfig, RunConfig, votes_over_orders
 from ensemble.errors import ConfigError, EngineError, InputError, ModelError, StoreError
 from ensemble.files import location, remove_tree, write_json
 from ensemble.grading import check_metrics
+from ensemble.known import calibrated, replay
 from ensemble.load import load_config
 from ensemble.names import unknown
 from ensemble.outputs import Written, write_errors
-from ensemble.plan import Plan, calibrated, describe_members, make_plan, replay
+from ensemble.plan import Plan, describe_members, make_plan
 from ensemble.read import InputSummary, read_questions
 from ensemble.records import TASKS, RowError
 from ensemble.relative import check_baseline

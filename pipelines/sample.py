@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ensemble.plan import Plan, known
+from ensemble.known import known
+from ensemble.plan import Plan
 from ensemble.read import iter_blocks
 from ensemble.records import Question
 from pipelines.work import Part

@@ -14,7 +14,8 @@ from ensemble.config import RunConfig
 from ensemble.errors import QuorumError
 from ensemble.evidence import Evidence
 from ensemble.files import location
-from ensemble.plan import Evidences, Plan, sample_seed, store_hash
+from ensemble.known import Evidences
+from ensemble.plan import Plan, sample_seed, store_hash
 from ensemble.prompts import Prompter
 from ensemble.read import iter_blocks
 from ensemble.records import Decision, Question, Sample, Score

@@ -136,7 +136,7 @@ def test_fifteen_bad_rows_of_forty_and_then_a_replay(sandbox: Sandbox):
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from pipelines import cli, run\n"
-        f"assert run.solve(cli.parser('', '').parse_args({[str(a) for a in arguments]!r}), 0.0) == 1\n"
+        f"assert run.solve(cli.solve_parser('', '').parse_args({[str(a) for a in arguments]!r}), 0.0) == 1\n"
         "assert not {'ray', 'torch', 'vllm', 'transformers'} & set(sys.modules)\n"
     )
     again = sandbox.solve(code=code)
