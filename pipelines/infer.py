@@ -96,12 +96,16 @@ def infer(
                 raise ModelError(f"the preflight took over {longest:g} s: raise ray.engine_start_seconds") from None
             return
         lap("preflight")
-        if len(plan.calibrations) < len(calibrated_tasks(plan)):
+        everything = [[Part(block)] for block in blocks]
+        if sampled := len(plan.calibrations) < len(calibrated_tasks(plan)):
             job, missing = _calibrate(data, job, blocks, missing, tally, progress, board)
-            plan = job.plan
             lap("calibrate")
         with _watching(job.board, missing, progress, until):
-            _stream_until(data, job, [[Part(block)] for block in blocks], tally, progress)
+            _stream_until(data, job, everything, tally, progress)
+        if sampled:
+            plan = calibrated(job.plan, location(store), blocks, partly=True, failed=tally.errors)
+            if not _same(plan, job.plan):  # a question of the sample failed at first: the rest is held to the new gate
+                _stream(data, job._replace(plan=plan), everything, tally, progress)
         lap("solve")
         if deadline is not None and time.time() < deadline.until:
             items = by_promise(plan, location(store), blocks)
@@ -119,6 +123,18 @@ def infer(
         ) from e
     finally:
         ray.shutdown()
+
+
+def _same(one: Plan, other: Plan) -> bool:
+    """Whether two plans of the same questions are calibrated alike."""
+
+    def told(plan: Plan) -> dict[str, object]:
+        return {
+            task: (found.gate, {key: prior.tolist() for key, prior in found.priors.items()})
+            for task, found in plan.calibrations.items()
+        }
+
+    return told(one) == told(other)
 
 
 def _calibrate(

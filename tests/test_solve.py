@@ -277,3 +277,95 @@ def test_gold_of_another_question_is_refused_before_anything_starts(sandbox: San
     done = sandbox.solve(*arguments, "--gold", sandbox.rows([gold], "gold.jsonl"), "--dry-run")
     assert done.returncode == 2
     assert message in done.stderr
+
+
+ADAPTIVE = """
+models:
+  tiny: {source: {path: MODEL}, context_length: 400, engine: {device: cpu, fake: {}}}
+templates:
+  choice:
+    question: "Q {{ text }}{% for c in choices %} {{ c.label }}={{ c.text }}{% endfor %} A"
+    answer: "{{ answer }}"
+tasks:
+  multiple_choice:
+    combine: mean_prob
+    members: [{model: tiny, template: choice, scoring: {method: letter, orders: adaptive}}]
+    adaptive: {max_disagreement: 0.05}
+ray: {stage_actors: 2}
+store: {path: STORE}
+"""
+
+
+def test_adaptive_votes_are_certified_cheaper_and_replayed(sandbox: Sandbox):
+    # 59 tested questions without a disagreement certify 5% at 95%, after 100 that fit
+    path = sandbox.folder / "adaptive.yaml"
+    path.write_text(ADAPTIVE.replace("MODEL", str(sandbox.model)).replace("STORE", str(sandbox.folder / "store")))
+    rows = [
+        {"id": i, "task": "multiple_choice", "text": f"Which {i}?", "choices": [f"o{j} {i}" for j in range(2 + i % 3)],
+         "answer": 0}
+        for i in range(260)
+    ]  # fmt: skip
+    arguments = ["--config", path, "--input", sandbox.rows(rows), "--output", "out"]
+    first = sandbox.solve(*arguments)
+    assert first.returncode == 0, first.stderr
+    assert "calibrating the votes on a sample" in first.stderr
+    manifest = json.loads((sandbox.folder / "out/manifest.json").read_text())
+    votes = manifest["votes"]["multiple_choice"]
+    assert votes["certificate"]["guarantee"]
+    assert (votes["certificate"]["fit"], votes["certificate"]["test"]) == (100, 59)
+    assert votes["reference_orders"] == sum([2, 6, 24][i % 3] for i in range(260))
+    predictions = sandbox.read("predictions.jsonl")
+    assert votes["orders"] == sum(p["orders_used"] for p in predictions) < votes["reference_orders"]
+    assert all(0 <= p["doubt"] < 1 for p in predictions)
+    promised = "at most 5.00% of decisions other than by all orders, with 95% confidence"
+    assert promised in " ".join(first.stdout.split())
+
+    before = [(sandbox.folder / "out" / name).read_bytes() for name in ("predictions.jsonl", "grades.json")]
+    again = sandbox.solve(*arguments)
+    assert "260 answered from the store, 0 to compute" in again.stderr
+    assert [(sandbox.folder / "out" / name).read_bytes() for name in ("predictions.jsonl", "grades.json")] == before
+
+    full = sandbox.solve(*arguments, "--set", "tasks.multiple_choice.members.0.scoring.orders=full", "--output", "full")
+    assert full.returncode == 0, full.stderr
+    everything = sandbox.read("predictions.jsonl", "full")
+    other = sum(a["prediction"] != b["prediction"] for a, b in zip(predictions, everything, strict=True))
+    assert other <= 13  # 5% of 260
+    # The input in another order and what the store has by now change nothing.
+    backwards = sandbox.solve("--config", path, "--input", sandbox.rows(rows[::-1], "back.jsonl"), "--output", "back")
+    assert backwards.returncode == 0
+    assert {p["id"]: p for p in sandbox.read("predictions.jsonl", "back")} == {p["id"]: p for p in predictions}
+
+
+def test_too_few_questions_promise_nothing_and_say_so(sandbox: Sandbox):
+    path = sandbox.folder / "adaptive.yaml"
+    path.write_text(ADAPTIVE.replace("MODEL", str(sandbox.model)).replace("STORE", str(sandbox.folder / "store")))
+    run = sandbox.solve("--config", path, "--input", sandbox.rows([good(i) for i in range(4)]), "--output", "out")
+    assert run.returncode == 0, run.stderr
+    assert "no guarantee of at most 5.00% of decisions" in " ".join(run.stdout.split())
+    assert "4 questions are too few to certify it" in " ".join(run.stdout.split())
+    capped = sandbox.solve("--config", path, "--input", sandbox.folder / "in.jsonl", "--output", "capped",
+                           "--set", "tasks.multiple_choice.adaptive.budget=5")  # fmt: skip
+    assert capped.returncode == 0, capped.stderr
+    assert all(p["orders_used"] <= 5 for p in sandbox.read("predictions.jsonl", "capped"))
+
+
+def test_pride_asks_a_sample_in_cycles_and_keeps_the_prior(sandbox: Sandbox):
+    path = sandbox.folder / "pride.yaml"
+    text = ADAPTIVE.replace("orders: adaptive", "debias: pride, prior_share: 0.1").replace("mean_prob", "mean_logprob")
+    path.write_text(text.replace("MODEL", str(sandbox.model)).replace("STORE", str(sandbox.folder / "store")))
+    rows = [
+        {"id": i, "task": "multiple_choice", "text": f"Which {i}?", "choices": [f"o{j} {i}" for j in range(4)]}
+        for i in range(200)
+    ]  # fmt: skip
+    run = sandbox.solve("--config", path, "--input", sandbox.rows(rows), "--output", "out")
+    assert run.returncode == 0, run.stderr
+    orders = [p["orders_used"] for p in sandbox.read("predictions.jsonl")]
+    assert (orders.count(4), orders.count(1)) == (20, 180)
+    (prior,) = (sandbox.folder / "store/priors").glob("*.json")
+    assert sum(json.loads(prior.read_text())["priors"]["4"]) == pytest.approx(1)
+    # The kept prior needs no sample: with it everything is there already.
+    named = ["--set", f"tasks.multiple_choice.members.0.scoring.prior={prior}"]
+    again = sandbox.solve("--config", path, "--input", sandbox.folder / "in.jsonl", "--output", "kept", *named)
+    assert again.returncode == 0, again.stderr
+    assert "200 answered from the store, 0 to compute" in again.stderr
+    assert [p["orders_used"] for p in sandbox.read("predictions.jsonl", "kept")] == [1] * 200
