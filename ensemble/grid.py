@@ -95,6 +95,7 @@ class AblationConfig(Record):
         {}, description="Per task the name of the variant that others are compared with; left out: the first one."
     )
     metric: dict[Task, str] = Field({}, description="Per task what is compared; left out: its first usual metric.")
+    rouge_words: Literal["english", "characters", "sudachi"] = Field("english", description="As in a run config.")
     budget: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Most prompts that may be asked; a grid that needs more is refused before a model loads."
     )
@@ -132,7 +133,11 @@ def expand(config: AblationConfig) -> Expanded:
                 f"grids.{number} is empty: orders: adaptive needs combine: mean_prob or majority, several texts need a "
                 "temperature above 0"
             )
-        for axes, plan in plans:
+        measured: dict[str, Any] = {"rouge_words": config.rouge_words}
+        if grid.task in config.metric:  # by which texts are elected, too
+            measured["metrics"] = (config.metric[grid.task],)
+        for axes, asked in plans:
+            plan = asked.model_copy(update=measured)
             found.setdefault((grid.task, fingerprint(plan)), (axes, plan))
     counts: dict[Task, int] = {}
     variants = []

@@ -16,6 +16,7 @@ from ensemble.orders import count_orders
 from ensemble.records import Decision, Question, Sample
 from ensemble.render import LETTERS, labels
 from ensemble.revote import Revoter, StoredPriors
+from ensemble.rouge import Words
 from ensemble.votes import Voter
 
 Known = tuple[Question, Sequence[Evidence]]
@@ -88,7 +89,10 @@ def _generated(
         decisions.append(decision)
         prompts.append(len(texts))
         tokens.append(sum(sample.prompt.tokens + sample.tokens for sample in texts))
-    grades = [_grade(question, decision, metric) for (question, _), decision in zip(known, decisions, strict=True)]
+    words = variant.plan.rouge_words
+    grades = [
+        _grade(question, decision, metric, words) for (question, _), decision in zip(known, decisions, strict=True)
+    ]
     return Outcome(_predictions(decisions, known), np.array(grades), np.array(prompts), np.array(tokens))
 
 
@@ -98,7 +102,7 @@ def _predictions(decisions: Sequence[Decision], known: Sequence[Known]) -> "np.n
     return [str(d.answer_text or d.prediction or "") for d in decisions]
 
 
-def _grade(question: Question, decision: Decision, metric: str) -> float:
-    found = grade(question.task, decision.prediction, question.gold, [metric])
+def _grade(question: Question, decision: Decision, metric: str, words: Words) -> float:
+    found = grade(question.task, decision.prediction, question.gold, [metric], words)
     assert found is not None
     return found[metric]

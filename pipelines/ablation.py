@@ -28,6 +28,7 @@ from ensemble.plan import Plan, describe_members, make_plan
 from ensemble.prior import load_prior, prior_key
 from ensemble.read import InputSummary, iter_blocks, read_questions
 from ensemble.records import Gold, Question, RowError, Task
+from ensemble.rouge import check_words
 from ensemble.tally import Tally
 from ensemble.votes import Ask
 from pipelines import cli
@@ -122,6 +123,7 @@ def _metrics(config: AblationConfig, expanded: Expanded) -> dict[Task, str]:
     found = {v.task: config.metric.get(v.task, DEFAULT_METRICS[v.task][0]) for v in expanded.variants}
     for task, metric in found.items():
         check_metrics(task, [metric])
+    check_words(config.rouge_words)
     return found
 
 
