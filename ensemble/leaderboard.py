@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from ensemble.digest import brief
@@ -52,7 +53,9 @@ def page(board: Mapping[str, Any], questions: Mapping[str, Sequence[Any]], answe
     answers: per variant id {predictions, grades} in that order: indices of options (-1: none) or texts, and grades
     in [0, 1] (nan: none). Grades of multiple choice are read off the gold answers.
     """
-    source = resources.files("ensemble").joinpath("leaderboard.html.jinja").read_text(encoding="utf-8")
+    here = resources.files("ensemble")
+    source = here.joinpath("leaderboard.html.jinja").read_text(encoding="utf-8")
+    script = Markup(here.joinpath("leaderboard.js").read_text(encoding="utf-8"))  # ours: nothing of the data is in it
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -62,13 +65,14 @@ def page(board: Mapping[str, Any], questions: Mapping[str, Sequence[Any]], answe
     names = {variant["id"]: variant["name"] for variant in board["variants"]}
     given = {task: [answers[variant["id"]] for variant in of_task] for task, of_task in variants.items()}
     matrices = {task: _matrices(task, questions[task], given[task]) for task in variants}
+    values = {"board": board, "variants": variants, "names": names, "script": script}
     for limits in LIMITS:
         packs = [_texts(task, questions[task], given[task], limits) | matrices[task] for task in variants]
         data = {
             "tasks": [_task(task, board["tasks"][task], of_task, limits) for task, of_task in variants.items()],
             "steps": GRADE_STEPS,
         }
-        html = template.render(board=board, variants=variants, names=names, data=data, packs=packs, limits=limits)
+        html = template.render(values | {"data": data, "packs": packs, "limits": limits})
         if len(html.encode()) <= PAGE_BYTES:
             break
     return html
