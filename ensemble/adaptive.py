@@ -82,11 +82,11 @@ class Certificate(NamedTuple):
 
     def sentence(self) -> str:
         """For people."""
-        wanted = f"{self.max_disagreement:.2%} of decisions"
+        wanted = f"at most {self.max_disagreement:.2%} of different questions decided other than by all orders"
         if not self.guarantee:
-            return f"no guarantee of at most {wanted} other than by all orders: {self.reason}"
+            return f"no guarantee of {wanted}: {self.reason}"
         return (
-            f"at most {wanted} other than by all orders, with {self.confidence:.0%} confidence "
+            f"{wanted}, with {self.confidence:.0%} confidence "
             f"({self.disagreements} of {self.test} tested questions, bound {self.bound:.2%}); "
             f"about {self.orders:.1f} orders a question"
         )

@@ -105,7 +105,7 @@ def compare_task(
         "groups": list(groups),
         "reference": variants[first].id,
         "best": variants[best].id,
-        "cross_fitted": _cross_fitted(variants, grades, clusters, seed),
+        "cross_fitted": _cross_fitted(variants, grades, cost, clusters, seed),
     }
     return Compared(summary, rows, variants[best])
 
@@ -136,16 +136,20 @@ def _groups(
     }
 
 
-def _cross_fitted(variants: Sequence[Variant], grades: Floats, clusters: Ints, seed: int) -> dict[str, Any] | None:
+def _cross_fitted(
+    variants: Sequence[Variant], grades: Floats, cost: Floats, clusters: Ints, seed: int
+) -> dict[str, Any] | None:
+    """Of equals the cheapest is chosen, as the best of all is; None for one question."""
     if len(np.unique(clusters)) < 2:
         return None
-    found = compare.cross_fitted(grades, clusters, seed)
+    cheapest = np.argsort(cost, kind="stable")
+    found = compare.cross_fitted(grades[:, cheapest], clusters, seed)
     return {
         "mean": round(found.mean, 6),
         "ci_low": round(found.low, 6),
         "ci_high": round(found.high, 6),
         "n": found.n,
-        "chosen": [variants[i].id for i in found.chosen],
+        "chosen": [variants[cheapest[i]].id for i in found.chosen],
     }
 
 
@@ -170,7 +174,8 @@ def _adaptive(outcome: Outcome, cost: float) -> dict[str, Any] | None:
         "confidence": promise.confidence,
         "expected_disagreement": outcome.expected,
         "upper_bound": promise.bound,
-        "orders_share_of_full": round(cost * len(outcome.prompts) / (outcome.reference_orders or 1), 4),
+        "orders_share_of_full": outcome.reference_orders
+        and round(cost * len(outcome.prompts) / outcome.reference_orders, 4),
         "calibration_questions": promise.fit + promise.test,
     }
 

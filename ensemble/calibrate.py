@@ -16,7 +16,7 @@ from ensemble.adaptive import (
     upper_bound,
     walk,
 )
-from ensemble.calibration import Calibration, Drawn, Population, estimates_prior, rank
+from ensemble.calibration import LEAST, Calibration, Drawn, Population, estimates_prior, rank
 from ensemble.combine import Floats, log_softmax
 from ensemble.config import Adaptive, TaskPlan, is_adaptive
 from ensemble.evidence import pick_orders
@@ -51,7 +51,7 @@ def calibrate(
             of_prior = ((item, drawn.prior.get((i, len(item[0].choices)), -1)) for item in known)
             priors |= _priors(i, [item for item, limit in of_prior if rank(item[0], seed) <= limit])
         elif is_adaptive(member):
-            priors |= _priors(i, fit)
+            priors |= _priors(i, fit, LEAST)
     if not any(map(is_adaptive, plan.members)):
         return Calibration(priors, EXACT)
     if not test:
@@ -61,8 +61,8 @@ def calibrate(
     return Calibration(priors, gate, promise)
 
 
-def _priors(member: int, known: Sequence[Known]) -> dict[tuple[int, int], Floats]:
-    """Per number of options, from the questions that were asked in all cyclic orders."""
+def _priors(member: int, known: Sequence[Known], least: int = 1) -> dict[tuple[int, int], Floats]:
+    """Per number of options, from the questions that were asked in all cyclic orders, where they are `least`."""
     tables: dict[int, list[Floats]] = {}
     for question, evidence in known:
         cycle = make_orders("cyclic", len(question.choices), 0)
@@ -71,7 +71,7 @@ def _priors(member: int, known: Sequence[Known]) -> dict[tuple[int, int], Floats
             # Without the member's temperature: the prior is divided out before that is.
             table = log_softmax(pick_orders(score, cycle).logprobs.astype(np.float64))
             tables.setdefault(len(question.choices), []).append(table)
-    return {(member, n): estimate_prior(np.array(found)) for n, found in tables.items()}
+    return {(member, n): estimate_prior(np.array(found)) for n, found in tables.items() if len(found) >= least}
 
 
 def _tracks(known: Sequence[Known], voter: Voter) -> list[Track]:

@@ -86,9 +86,7 @@ def draw(plan: TaskPlan, population: Population, certify: bool = True) -> Drawn:
     if sizes is None:
         return Drawn(prior)
     ranks = population.distinct()
-    fit = _smallest(ranks, sizes.fit)
-    # What is tested must be asked as everything else is, so that no prior is estimated from it.
-    return Drawn({key: min(r, fit) for key, r in prior.items()}, fit, _smallest(ranks, sizes.fit + sizes.test))
+    return Drawn(prior, _smallest(ranks, sizes.fit), _smallest(ranks, sizes.fit + sizes.test))
 
 
 def certifiable(plan: TaskPlan, population: Population) -> Sizes | None:

@@ -332,23 +332,36 @@ class RunConfig(Record):
     @model_validator(mode="after")
     def scoring_fits(self) -> "RunConfig":
         for task, plan in self.tasks.items():
-            for i, member in enumerate(plan.members):
-                if task == "multiple_choice" and member.scoring is None:
-                    raise ValueError(f"tasks.{task}.members.{i} needs scoring: {{method: letter | cloze | generate}}")
-                if task != "multiple_choice" and member.scoring is not None:
-                    raise ValueError(f"tasks.{task}.members.{i}.scoring is only for multiple_choice: leave it out")
-            generating = {isinstance(member.scoring, Generate) for member in plan.members}
-            if task == "multiple_choice" and len(generating) > 1:
-                raise ValueError(
-                    f"tasks.{task}.members: generate gives no log-probabilities to average with the others'; "
-                    "let all members generate, or score them by letter or cloze"
-                )
-            if plan.combine == "mean_logprob" and any(is_adaptive(member) for member in plan.members):
-                raise ValueError(
-                    f"tasks.{task}.combine: orders: adaptive needs votes that are bounded, so that the rest cannot "
-                    "change the winner: set combine: mean_prob or majority"
-                )
+            check_plan(task, plan)
         return self
+
+
+def check_plan(task: Task, plan: TaskPlan) -> None:
+    """Raises ValueError with the cure where a task's members cannot vote together."""
+    for i, member in enumerate(plan.members):
+        if task == "multiple_choice" and member.scoring is None:
+            raise ValueError(f"tasks.{task}.members.{i} needs scoring: {{method: letter | cloze | generate}}")
+        if task != "multiple_choice" and member.scoring is not None:
+            raise ValueError(f"tasks.{task}.members.{i}.scoring is only for multiple_choice: leave it out")
+    generating = {isinstance(member.scoring, Generate) for member in plan.members}
+    if task == "multiple_choice" and len(generating) > 1:
+        raise ValueError(
+            f"tasks.{task}.members: generate gives no log-probabilities to average with the others'; "
+            "let all members generate, or score them by letter or cloze"
+        )
+    if not any(map(is_adaptive, plan.members)):
+        return
+    if plan.combine == "mean_logprob":
+        raise ValueError(
+            f"tasks.{task}.combine: orders: adaptive needs votes that are bounded, so that the rest cannot "
+            "change the winner: set combine: mean_prob or majority"
+        )
+    letters = [member.scoring for member in plan.members if isinstance(member.scoring, Letter)]
+    if any(scoring.debias == "pride" and scoring.prior is None for scoring in letters):
+        raise ValueError(
+            f"tasks.{task}.members: beside an adaptive member debias: pride has no sample of its own; "
+            "give it a prior, or orders: adaptive too"
+        )
 
 
 def votes_over_orders(member: Member) -> bool:

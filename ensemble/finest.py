@@ -21,7 +21,7 @@ Key = tuple[str, ...]
 def asked_as(member: Member, config: AblationConfig, expanded: Expanded) -> Key:
     """What members that one set of model calls serves have in common."""
     if member.samples is not None:
-        return "samples", member.samples
+        return "samples", member.samples, member.scoring.method if member.scoring else ""
     template = fingerprint(expanded.templates[member.template].model_dump(mode="json", exclude={"description"}))
     method = member.scoring.method if isinstance(member.scoring, Letter | Cloze) else "generate"
     sampling = "" if method != "generate" else fingerprint(member.sampling.model_dump(exclude={"samples"}))
@@ -75,6 +75,11 @@ class Part(NamedTuple):
     ranks: npt.NDArray[np.uint64]
     characters: Ints
     scores: dict[Key, Scores]
+
+    @property
+    def once(self) -> "npt.NDArray[np.bool_]":
+        """[Q] the first question of each content."""
+        return np.concatenate([[True], self.ranks[1:] != self.ranks[:-1]])
 
 
 def load(known: Sequence[tuple[Question, Sequence[Evidence]]], members: Mapping[Key, Member], seed: int) -> list[Part]:

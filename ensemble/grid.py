@@ -5,7 +5,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ensemble.config import (
     Adaptive,
@@ -21,6 +21,7 @@ from ensemble.config import (
     Store,
     TaskPlan,
     Template,
+    check_plan,
     fingerprint,
 )
 from ensemble.errors import ConfigError
@@ -62,7 +63,9 @@ class Grid(Record):
         (1,), min_length=1, description="Axis: texts per question."
     )
     sampling: Sampling = Field(Sampling(), description="The rest of how text is generated.")
-    max_disagreement: tuple[float, ...] = Field((0.01,), min_length=1, description="Axis, orders: adaptive.")
+    max_disagreement: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.01,), min_length=1, description="Axis, orders: adaptive."
+    )
     cut: Literal["tail", "head", "middle", "forbid"] = Field("tail", description="As in a run config.")
 
     @model_validator(mode="after")
@@ -78,6 +81,11 @@ class Grid(Record):
         for weights in self.weights:
             if len(weights) != len(self.members) or min(weights) <= 0:
                 raise ValueError(f"weights {list(weights)}: give one above 0 for each of {len(self.members)} members")
+        own = ("scoring", "normalisation", "shots", "shots_file", "cut", "sampling")
+        if self.members and (ignored := [name for name in own if name in self.model_fields_set]):
+            raise ValueError(f"{', '.join(ignored)}: members say this themselves; set it there")
+        if self.samples and (self.orders, self.debias) != (("identity",), ("none",)):
+            raise ValueError("samples have one order: leave orders and debias out")
         if self.task != "multiple_choice" and self.samples:
             raise ValueError("samples hold option scores: their task is multiple_choice")
         return self
@@ -127,7 +135,14 @@ def expand(config: AblationConfig) -> Expanded:
     templates = dict(config.templates)
     found: dict[tuple[Task, str], tuple[dict[str, Any], TaskPlan]] = {}
     for number, grid in enumerate(config.grids):
-        plans = list(_plans(grid, templates))
+        try:
+            plans = list(_plans(grid, templates))
+            for _, plan in plans:
+                check_plan(grid.task, plan)
+        except ValidationError as e:
+            raise ConfigError(f"grids.{number}: {e.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+        except ValueError as e:
+            raise ConfigError(f"grids.{number}: {e}") from None
         if not plans:
             raise ConfigError(
                 f"grids.{number} is empty: orders: adaptive needs combine: mean_prob or majority, several texts need a "

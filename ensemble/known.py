@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ensemble.calibrate import calibrate
 from ensemble.calibration import needs_sample
+from ensemble.config import fingerprint
 from ensemble.evidence import Evidence
 from ensemble.plan import Plan, sample_seed, store_hash
 from ensemble.prior import StoredPrior, prior_key, save_prior
@@ -52,11 +53,11 @@ class Evidences:
 
 
 def known(plan: Plan, root: Path, blocks: Sequence[str]) -> Iterator[tuple[Question, Voter, list[Evidence]]]:
-    """Each question with its task's voter and what the store knows of it."""
+    """Each question that the plan answers, with its task's voter and what the store knows of it."""
     evidences = Evidences(plan, root)
     voters = {task: plan.voter(task) for task in plan.tasks}
     for block in iter_blocks(blocks):
-        found = list(evidences(block))
+        found = list(evidences([question for question in block if question.task in voters]))
         for task, voter in voters.items():
             voter.walk_ahead([(question, evidence) for question, evidence in found if question.task == task])
         for question, evidence in found:
@@ -130,4 +131,6 @@ def keep_priors(plan: Plan, root: Path) -> None:
             own = {n: prior.tolist() for (member, n), prior in calibration.priors.items() if member == i}
             if own and (task, i) not in {(task, m) for m, _ in plan.priors.get(task, {})}:
                 key = prior_key(plan.description(planned))
-                save_prior(root / "priors" / f"{planned.key}.json", StoredPrior(planned.name, key, own))
+                # A name for each content: what a config names as its prior never changes.
+                name = f"{planned.key[:16]}-{fingerprint(own)[:8]}.json"
+                save_prior(root / "priors" / name, StoredPrior(planned.name, key, own))

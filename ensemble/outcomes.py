@@ -48,6 +48,7 @@ def _scored(known: Sequence[Known], variant: Variant, revoter: Revoter) -> Outco
     voted = revoter.vote(variant.plan)
     gold = np.array([question.gold for question, _ in known])
     adaptive = sum(map(is_adaptive, variant.plan.members))
+    alone = adaptive == len(variant.plan.members)  # else their orders are not the only cost
     reference = variant.plan.adaptive.reference
     options = Counter(len(question.choices) for question, _ in known) if adaptive else Counter[int]()
     return Outcome(
@@ -60,7 +61,7 @@ def _scored(known: Sequence[Known], variant: Variant, revoter: Revoter) -> Outco
         circular=voted.circular,
         certificate=voted.certificate,
         expected=round(float(voted.doubt.mean()), 6) if adaptive else None,
-        reference_orders=sum(adaptive * count_orders(reference, n) * k for n, k in options.items()) or None,
+        reference_orders=sum(adaptive * count_orders(reference, n) * k for n, k in options.items()) if alone else None,
     )
 
 

@@ -143,19 +143,22 @@ def _check_samples(plan: Plan, blocks: Sequence[str]) -> None:
             questions = [q for q in block if q.task == task]
             for member in members:
                 assert member.samples is not None
-                total[member.name] += len(questions)
-                lacking[member.name] += member.samples.scores(questions).count(None)
-    for name, n in lacking.items():
+                total[member.key] += len(questions)
+                lacking[member.key] += member.samples.scores(questions).count(None)
+    names = {member.key: member.name for members in asked.values() for member in members}
+    for key, n in lacking.items():
         if n:
             raise ConfigError(
-                f"{name} has no row for {n} of {total[name]} questions: run the harness on the same questions, "
+                f"{names[key]} has no row for {n} of {total[key]} questions: run the harness on the same questions, "
                 "or take those that it has (--ids, --limit)"
             )
 
 
 def _depends_on_input(member: Member) -> bool:
     scoring = member.scoring
-    return isinstance(scoring, Letter) and (scoring.debias == "pride" or scoring.orders in ("full", "adaptive"))
+    if not isinstance(scoring, Letter):
+        return False
+    return scoring.debias == "pride" or bool({"full", "adaptive"} & set(scoring.orders.split("+")))
 
 
 def _stored_priors(

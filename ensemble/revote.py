@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ensemble.adaptive import EXACT, Certificate, Gate, walk
 from ensemble.calibrate import certified, uncertified
-from ensemble.calibration import Population, draw, estimates_prior
+from ensemble.calibration import LEAST, Population, draw, estimates_prior
 from ensemble.combine import Combine, Floats, Ints, Mean, log_softmax, mean, vote_of
 from ensemble.config import Cloze, Letter, Member, TaskPlan, fingerprint, is_adaptive
 from ensemble.consistency import circular, flip_rate, vote_counts
@@ -64,15 +64,16 @@ class Revoter:
         if any(map(is_adaptive, plan.members)):
             tracks = [self._track(part, plan, keys, prior) for part, prior in zip(self._parts, priors, strict=True)]
             if drawn.test >= 0:
-                fit = [_cut(track, part.ranks <= drawn.fit) for track, part in zip(tracks, self._parts, strict=True)]
+                pairs = list(zip(tracks, self._parts, strict=True))
+                fit = [_cut(track, part.once & (part.ranks <= drawn.fit)) for track, part in pairs]
                 test = [
-                    _cut(track, (part.ranks > drawn.fit) & (part.ranks <= drawn.test))
-                    for track, part in zip(tracks, self._parts, strict=True)
+                    _cut(track, part.once & (part.ranks > drawn.fit) & (part.ranks <= drawn.test))
+                    for track, part in pairs
                 ]
                 fit, test = ([track for track in group if len(track.ballots)] for group in (fit, test))
                 gate, certificate = certified(plan.adaptive, fit, test, self._population)
             else:
-                gate, certificate = uncertified(plan.adaptive, self._population.total())
+                gate, certificate = uncertified(plan.adaptive, len(self._population.distinct()))
             for part, prior, track in zip(self._parts, priors, tracks, strict=True):
                 sampled = part.ranks <= drawn.test if drawn.test >= 0 else np.zeros(len(part.rows), dtype=bool)
                 self._adaptively(part, plan, keys, prior, track, gate, sampled, voted)
@@ -150,7 +151,7 @@ class Revoter:
         voted.doubt[part.rows] = np.where(sampled, exact.doubt, gated.doubt)
         for count in np.unique(orders).tolist():
             chosen = orders == count
-            tables, circles, rates = [], [], []
+            tables = []
             for i, member in enumerate(plan.members):
                 adaptive = is_adaptive(member)
                 wanted = self._wanted(member, part.n, False, plan)
@@ -159,16 +160,13 @@ class Revoter:
                 table = self._table(part, member, keys[i], prior)
                 table = table[np.ix_(chosen.nonzero()[0], self._places(part, keys[i], wanted))]
                 tables.append(mean(table, plan.combine))
-                rate, circle = _consistency(table, wanted)
-                rates.append(rate)
-                circles.append(circle)
                 self._cost(part, keys[i], member, np.full(int(chosen.sum()), len(wanted)), chosen, voted)
             result = vote_of(tables, [m.weight for m in plan.members], plan.combine)
             rows = part.rows[chosen]
             early = count < track.ballots.shape[1]
             voted.choice[rows] = choice[chosen] if early else result.choice
             voted.share[rows] = _pick(result.shares, voted.choice[rows])
-            voted.flip[rows], voted.circular[rows] = _mean_known(np.array(rates)), _agreed(circles)
+            voted.circular[rows] = -2  # orders were asked where the model wavered: that says nothing of the rest
 
     def _track(self, part: Part, plan: TaskPlan, keys: Sequence[Key], priors: Mapping[int, Floats]) -> Track:
         said = []
@@ -210,8 +208,8 @@ class Revoter:
                 found[i] = self._stored[member.scoring.prior][part.n]
                 continue
             limit = limits.get((i, part.n), -1) if estimates_prior(member) else fit if is_adaptive(member) else -1
-            chosen = part.ranks <= limit if limit >= 0 else np.zeros(len(part.ranks), dtype=bool)
-            if chosen.any():
+            chosen = part.once & (part.ranks <= limit) if limit >= 0 else np.zeros(len(part.ranks), dtype=bool)
+            if chosen.sum() >= (LEAST if is_adaptive(member) else 1):
                 places = self._places(part, keys[i], make_orders("cyclic", part.n, 0))
                 logprobs = part.scores[keys[i]].logprobs[np.ix_(chosen.nonzero()[0], places)]
                 found[i] = estimate_prior(log_softmax(logprobs.astype(np.float64)))

@@ -213,8 +213,9 @@ class Voter:
             members=self._names,
             near_tie=bool(stopped and stopped.shaky) or self._is_near_tie(voted, tables, weights, bounds, best),
             letter_mass=min(masses, default=None),
-            flip_rate=_flip_rate(counts),
-            circular=_circular(scores, choices),
+            # Adaptive members are asked in more orders where they waver: that says nothing of the other questions.
+            flip_rate=None if self._adaptive else _flip_rate(counts),
+            circular=None if self._adaptive else _circular(scores, choices),
             doubt=stopped.doubt if stopped and not stopped.needs else None,
             prompt=max((s.prompt for s in scores), key=lambda p: (p.cut_tokens, p.shots_dropped, p.tokens)),
         )

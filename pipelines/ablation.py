@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ import yaml
 
 from ensemble import board, leaderboard, manifest
 from ensemble.board import Compared, Outcome
-from ensemble.config import Cloze, Letter, Member, RunConfig, TaskPlan, fingerprint
+from ensemble.config import Cloze, Letter, Member, RunConfig, TaskPlan, fingerprint, votes_over_orders
 from ensemble.errors import ConfigError, EngineError, StoreError
 from ensemble.files import location, remove_tree, replacing, write_json
 from ensemble.finest import Key, asked_as, finest
@@ -26,15 +27,15 @@ from ensemble.outcomes import Known, outcomes
 from ensemble.outputs import write_errors
 from ensemble.plan import Plan, describe_members, make_plan
 from ensemble.prior import load_prior, prior_key
-from ensemble.read import InputSummary, iter_blocks, read_questions
+from ensemble.read import InputSummary, iter_blocks
 from ensemble.records import Gold, Question, RowError, Task
 from ensemble.rouge import check_words
 from ensemble.tally import Tally
 from ensemble.votes import Ask
 from pipelines import cli
-from pipelines.folder import Clock, lock, usable_store, writable
+from pipelines.folder import Clock, lock, read_input, usable_store, writable
 from pipelines.progress import Progress
-from pipelines.results import read_gold
+from pipelines.results import check_gold, read_gold
 from pipelines.standings import Lacking, print_board, print_plan
 
 
@@ -49,21 +50,23 @@ def ablate(options: argparse.Namespace, started: float) -> int:
     folder = writable(location(config.output))
     errors: list[RowError] = []
     with ExitStack() as held:
-        lock(folder, held)
+        # A dry run may look at what another run is writing, so it keeps its own notes; a real one has the folder alone.
+        empty = Path(held.enter_context(tempfile.TemporaryDirectory()))
+        if not options.dry_run:
+            lock(folder, held)
         progress = held.enter_context(Progress())
-        read = read_questions(
-            config.input, folder / "questions", cli.selection(options), errors.append, distinct=_over_orders(expanded)
-        )
-        for error in errors[:5]:
-            progress.warn(f"{error.file}:{error.line}: {error.message}")
+        scratch = empty if options.dry_run else folder
+        read = read_input(config.input, options, _over_orders(expanded), scratch, folder, errors, progress)
         members = _asked(finest(config, expanded), read)
         plan = make_plan(run_config(config, expanded, members), list(members), blocks=read.blocks)
         variants = [v for v in expanded.variants if v.task in members]
         priors = _stored_priors(variants, plan, members, config, expanded, read)
-        if options.fresh:
-            remove_tree(folder / "fresh-store")
-        store = usable_store(folder / "fresh-store" if options.fresh else location(config.store.path))
+        store = usable_store(empty / "store" if options.fresh else location(config.store.path))
         gold = read_gold(options.gold) if options.gold else {}
+        check_gold(gold, read.blocks)
+        left = [f"{n} {task}" for task, n in read.by_task.items() if task not in members]
+        if left:
+            progress.warn(f"left aside, for no grid is of their task: {', '.join(left)}")
         lacking = _lacking(plan, store, read)
         clock.lap("plan")
         progress.note(
@@ -74,6 +77,9 @@ def ablate(options: argparse.Namespace, started: float) -> int:
         if options.dry_run:
             print_plan(plan, variants, lacking)
             return cli.OK
+        if options.fresh:
+            remove_tree(folder / "fresh-store")
+            store = usable_store(folder / "fresh-store")
         describe_members(plan, store)
         tally = Tally()
         if lacking.questions:
@@ -128,7 +134,7 @@ def _metrics(config: AblationConfig, expanded: Expanded) -> dict[Task, str]:
 
 
 def _over_orders(expanded: Expanded) -> bool:
-    return any(isinstance(m.scoring, Letter) for v in expanded.variants for m in v.plan.members)
+    return any(votes_over_orders(member) for v in expanded.variants for member in v.plan.members)
 
 
 def _asked(members: Mapping[Task, dict[Key, Member]], read: InputSummary) -> dict[Task, dict[Key, Member]]:
@@ -170,7 +176,7 @@ def _stored_priors(
     for variant in variants:
         for member in variant.plan.members:
             path = member.scoring.prior if isinstance(member.scoring, Letter) else None
-            if path is None or path in found:
+            if path is None:
                 continue
             if options is None:
                 options = {len(q.choices) for block in iter_blocks(read.blocks) for q in block if q.choices}

@@ -1,5 +1,6 @@
-"""A run's folder, its clock, and the store it uses: what every pipeline holds before it starts."""
+"""A run's folder, its clock, its input and its store: what every pipeline holds before it starts."""
 
+import argparse
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,9 +8,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ensemble.errors import ConfigError, StoreError
+from ensemble.errors import ConfigError, InputError, StoreError
 from ensemble.files import lock_file, output_error
+from ensemble.outputs import write_errors
+from ensemble.read import InputSummary, read_questions
+from ensemble.records import RowError
 from ensemble.store import open_store
+from pipelines import cli
+from pipelines.progress import Progress
 
 
 class Clock:
@@ -51,3 +57,32 @@ def usable_store(path: Path) -> Path:
         return open_store(path).resolve()
     except StoreError as e:
         raise ConfigError(str(e)) from None
+
+
+def read_input(
+    spec: str,
+    options: argparse.Namespace,
+    distinct: bool,
+    scratch: Path,
+    folder: Path,
+    errors: list[RowError],
+    progress: Progress,
+) -> InputSummary:
+    """Checks the input into blocks in `scratch` and tells of bad rows, which are added to `errors`.
+
+    distinct: see `ensemble.read.read_questions`. folder: of the results, where people find errors.jsonl.
+    """
+    try:
+        read = read_questions(spec, scratch / "questions", cli.selection(options), errors.append, distinct=distinct)
+    except InputError:
+        write_errors(scratch / "errors.jsonl", errors)
+        raise
+    except StoreError as e:  # nothing was started yet
+        raise ConfigError(str(e)) from None
+    for error in errors[:5]:
+        progress.warn(f"{error.file}:{error.line}: {error.message}")
+    if len(errors) > 5:
+        progress.warn(f"{len(errors) - 5} more bad rows are in {folder / 'errors.jsonl'}")
+    if read.missing_ids:
+        progress.warn(f"--ids: no row has id {', '.join(read.missing_ids[:5])}")
+    return read

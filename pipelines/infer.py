@@ -79,7 +79,10 @@ def infer(
         specs = [EngineSpec(m, config.models[m], plan.devices[m], os.getcwd()) for m in plan.models(list(missing))]
         engines = start_engines(specs)
         board = ray.remote(num_cpus=0)(Board)
-        job = Job(plan, store, engines, board.remote(), os.getcwd(), deadline is not None, until)
+        # Nobody there draws samples: their populations would be most of what is sent.
+        job = Job(
+            plan._replace(populations={}), store, engines, board.remote(), os.getcwd(), deadline is not None, until
+        )
         # Sent before the engines are ready: its imports and tokenizers load meanwhile.
         tried = ray.remote(num_cpus=STAGE_CPUS)(preflight).remote(job, first_questions(plan, blocks, list(missing)))
         data = importlib.import_module("ray.data")  # takes seconds, spent while the engines load
@@ -98,14 +101,14 @@ def infer(
         lap("preflight")
         everything = [[Part(block)] for block in blocks]
         if sampled := len(plan.calibrations) < len(calibrated_tasks(plan)):
-            job, missing = _calibrate(data, job, blocks, missing, tally, progress, board)
+            job, missing = _calibrate(data, plan, job, blocks, missing, tally, progress, board)
             lap("calibrate")
         with _watching(job.board, missing, progress, until):
             _stream_until(data, job, everything, tally, progress)
         if sampled:
-            plan = calibrated(job.plan, location(store), blocks, partly=True, failed=tally.errors)
-            if not _same(plan, job.plan):  # a question of the sample failed at first: the rest is held to the new gate
-                _stream(data, job._replace(plan=plan), everything, tally, progress)
+            again = calibrated(plan, location(store), blocks, partly=True, failed=tally.errors)
+            if not _same(again, job.plan):  # a question of the sample failed at first: the rest is held to the new gate
+                _stream(data, job._replace(plan=again._replace(populations={})), everything, tally, progress)
         lap("solve")
         if deadline is not None and time.time() < deadline.until:
             items = by_promise(plan, location(store), blocks)
@@ -138,20 +141,27 @@ def _same(one: Plan, other: Plan) -> bool:
 
 
 def _calibrate(
-    data: Any, job: Job, blocks: Sequence[str], missing: Counter[str], tally: Tally, progress: Progress, board: Any
+    data: Any,
+    plan: Plan,
+    job: Job,
+    blocks: Sequence[str],
+    missing: Counter[str],
+    tally: Tally,
+    progress: Progress,
+    board: Any,
 ) -> tuple[Job, Counter[str]]:
     """The first phase: the sample is asked, and the plan calibrated on what came of it; with what is then left."""
     store = location(job.store)
-    work = sample_work(job.plan, store, blocks)
+    work = sample_work(plan, store, blocks)
     if work.parts:
         progress.note("calibrating the votes on a sample")
         with _watching(job.board, work.tasks, progress, job.until):
             _stream_until(data, job, [[part] for part in work.parts], tally, progress)
-    plan = calibrated(job.plan, store, blocks, partly=True, failed=tally.errors)
+    plan = calibrated(plan, store, blocks, partly=True, failed=tally.errors)
     for task, calibration in plan.calibrations.items():
         if calibration.certificate is not None:
             progress.note(f"{task}: {calibration.certificate.sentence()}")
-    return job._replace(plan=plan, board=board.remote()), missing - work.tasks
+    return job._replace(plan=plan._replace(populations={}), board=board.remote()), missing - work.tasks
 
 
 def _await_engines(engines: dict[str, list[Any]], seconds: float, until: float | None, progress: Progress) -> bool:

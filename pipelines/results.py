@@ -1,7 +1,7 @@
 """A run's results, written by replaying the store: once at the end, and now and then before a deadline."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -88,15 +88,20 @@ def check_outside(results: Results) -> None:
 
     Before anything is computed.
     """
-    for question in (q for block in iter_blocks(results.blocks) for q in block) if results.outside.gold else ():
-        gold = (results.outside.gold or {}).get(question.id)
-        fits = gold < len(question.choices) if isinstance(gold, int) else not question.choices
-        if gold is not None and not fits:
-            raise InputError(f"gold for id {question.id!r} is of another question: give the gold of this input's ids")
+    check_gold(results.outside.gold or {}, results.blocks)
     if (overlay := results.outside.overlay) is not None:
         require_common(overlay, read_answers(overlay), results.ids())
     if (baseline := results.outside.baseline) is not None:
         BaselineGrades(baseline, results.plan.config).require_common(results.ids())
+
+
+def check_gold(gold: Mapping[int | str, Gold], blocks: Sequence[str]) -> None:
+    """Raises InputError where gold does not fit its question."""
+    for question in (q for block in iter_blocks(blocks) for q in block) if gold else ():
+        given = gold.get(question.id)
+        fits = given < len(question.choices) if isinstance(given, int) else not question.choices
+        if given is not None and not fits:
+            raise InputError(f"gold for id {question.id!r} is of another question: give the gold of this input's ids")
 
 
 def read_gold(spec: str) -> dict[int | str, Gold]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ensemble import manifest, models, report
 from ensemble.config import ModelConfig, RunConfig, votes_over_orders
-from ensemble.errors import ConfigError, EngineError, InputError, ModelError, StoreError
+from ensemble.errors import ConfigError, EngineError, ModelError, StoreError
 from ensemble.files import location, remove_tree, write_json
 from ensemble.grading import check_metrics
 from ensemble.known import calibrated, replay
@@ -20,7 +20,7 @@ from ensemble.load import load_config
 from ensemble.names import unknown
 from ensemble.outputs import Written, write_errors
 from ensemble.plan import Plan, describe_members, make_plan
-from ensemble.read import InputSummary, read_questions
+from ensemble.read import InputSummary
 from ensemble.records import TASKS, RowError
 from ensemble.relative import check_baseline
 from ensemble.rouge import check_words
@@ -28,7 +28,7 @@ from ensemble.tally import Tally
 from ensemble.trained import prompt_warnings
 from pipelines import cli, summary
 from pipelines.deadline import Deadline, Saver
-from pipelines.folder import Clock, lock, usable_store, writable
+from pipelines.folder import Clock, lock, read_input, usable_store, writable
 from pipelines.progress import Progress
 from pipelines.results import Results, check_outside, read_outside
 
@@ -48,7 +48,8 @@ def solve(options: argparse.Namespace, started: float) -> int:
             scratch = folder
             lock(folder, held)
         progress = held.enter_context(Progress())
-        read = _read(config, options, scratch, folder, errors, progress)
+        distinct = any(votes_over_orders(member) for plan in config.tasks.values() for member in plan.members)
+        read = read_input(config.input or "", options, distinct, scratch, folder, errors, progress)
         clock.lap("read")
         files = _files_known(progress) if options.dry_run else models.fingerprint
         certify = options.deadline is None
@@ -91,33 +92,6 @@ def solve(options: argparse.Namespace, started: float) -> int:
     if options.bell:
         print("\a", end="", file=sys.stderr)
     return cli.SOME_FAILED if errors or written.failed else cli.OK
-
-
-def _read(
-    config: RunConfig,
-    options: argparse.Namespace,
-    scratch: Path,
-    folder: Path,
-    errors: list[RowError],
-    progress: Progress,
-) -> InputSummary:
-    """Checks the input into blocks and tells of bad rows."""
-    try:
-        distinct = any(votes_over_orders(member) for plan in config.tasks.values() for member in plan.members)
-        selection = cli.selection(options)
-        read = read_questions(config.input or "", scratch / "questions", selection, errors.append, distinct=distinct)
-    except InputError:
-        write_errors(scratch / "errors.jsonl", errors)
-        raise
-    except StoreError as e:  # nothing was started yet
-        raise ConfigError(str(e)) from None
-    for error in errors[:5]:
-        progress.warn(f"{error.file}:{error.line}: {error.message}")
-    if len(errors) > 5:
-        progress.warn(f"{len(errors) - 5} more bad rows are in {folder / 'errors.jsonl'}")
-    if read.missing_ids:
-        progress.warn(f"--ids: no row has id {', '.join(read.missing_ids[:5])}")
-    return read
 
 
 def _files_known(progress: Progress) -> Callable[[ModelConfig], str]:

@@ -216,6 +216,35 @@ def test_a_share_thins_every_group(done: Sandbox):
         ({"grids": [{"model": ["tiny"], "template": ["choice"], "orders": ["adaptive"]}]}, "needs combine: mean_prob"),
         ({"grids": [{"model": ["tiny"], "template": ["choice"], "orders": ["cylic"]}]}, "did you mean 'cyclic'"),
         ({"grids": [{"modle": ["tiny"], "template": ["choice"]}]}, "did you mean 'model'"),
+        (
+            {"grids": [{"model": ["tiny"], "template": ["choice"], "orders": ["full"], "max_disagreement": [0.0]}]},
+            "grids.0.max_disagreement.0",
+        ),
+        (
+            {
+                "grids": [
+                    {
+                        "members": [
+                            {"model": "tiny", "template": "choice", "scoring": {"method": "letter"}},
+                            {"model": "tiny", "template": "open", "scoring": {"method": "generate"}},
+                        ]
+                    }
+                ]
+            },
+            "generate gives no log-probabilities to average",
+        ),
+        ({"grids": [{"members": [{"model": "tiny", "template": "choice"}]}]}, "needs scoring"),
+        (
+            {
+                "grids": [
+                    {
+                        "members": [{"model": "tiny", "template": "choice", "scoring": {"method": "letter"}}],
+                        "shots": [0, 5],
+                    }
+                ]
+            },
+            "shots: members say this themselves",
+        ),
         ({"budget": 100}, "the grids need"),
         ({"reference": {"multiple_choice": "best one"}}, "unknown variant 'best one'"),
         (
@@ -232,6 +261,30 @@ def test_unusable_grids_end_before_anything_starts(fresh: Sandbox, change: dict,
     assert message in run.stderr
     assert "Traceback" not in run.stderr
     assert "starting Ray" not in run.stderr
+
+
+def test_a_task_without_a_grid_is_left_aside_and_one_question_is_enough(fresh: Sandbox):
+    fresh.change(grids=[{"model": ["tiny"], "template": ["choice"], "orders": ["identity", "cyclic"]}])
+    fresh.rows([row(0), row(5)])
+    run = fresh.run()
+    assert run.returncode == 0, run.stderr
+    assert "left aside, for no grid is of their task: 1 math" in run.stderr
+    assert fresh.board()["tasks"]["multiple_choice"]["cross_fitted"] is None
+    assert "With one question nobody can say" in (fresh.folder / "out/leaderboard.html").read_text()
+    gold = [row(0) | {"answer": 1, "choices": list("abcdefg")} | {"answer": 6}]
+    (fresh.folder / "gold.jsonl").write_text(json.dumps(gold[0]) + "\n")
+    other = fresh.run("--gold", "gold.jsonl")
+    assert other.returncode == 2
+    assert "gold for id 0 is of another question" in other.stderr
+
+
+def test_a_dry_run_of_a_fresh_one_removes_nothing(fresh: Sandbox):
+    kept = fresh.folder / "out/fresh-store/kept"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    assert fresh.run("--fresh", "--dry-run").returncode == 0
+    assert fresh.run("--fresh", "--set", "budget=1").returncode == 2
+    assert kept.exists()
 
 
 def test_full_orders_of_six_options_are_refused_with_their_cost(fresh: Sandbox):
@@ -265,6 +318,11 @@ def test_a_prior_of_another_template_is_refused(done: Sandbox):
     same = done.run("--task", "multiple_choice", config="q.yaml")
     assert same.returncode == 0, same.stderr
     grids = [{"members": [member | {"scoring": scoring, "template": "open"}]}]
+    (done.folder / "q.yaml").write_text(yaml.safe_dump(data | {"grids": grids, "output": "q"}))
+    other = done.run("--task", "multiple_choice", config="q.yaml")
+    assert other.returncode == 2
+    assert "with another model or template than tiny/open" in other.stderr
+    grids = [{"members": [member | {"scoring": scoring}]}, *grids]  # also behind one that it fits
     (done.folder / "q.yaml").write_text(yaml.safe_dump(data | {"grids": grids, "output": "q"}))
     other = done.run("--task", "multiple_choice", config="q.yaml")
     assert other.returncode == 2

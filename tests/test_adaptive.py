@@ -380,13 +380,13 @@ def test_the_bound_holds_over_draws_of_simulated_scorers(how, scorer):
     [
         (
             Certificate(True, 0.01, 0.95, 125, 473, 1, 0.00998, 5.44),
-            "at most 1.00% of decisions other than by all orders, with 95% confidence (1 of 473 tested questions, "
-            "bound 1.00%); about 5.4 orders a question",
+            "at most 1.00% of different questions decided other than by all orders, with 95% confidence "
+            "(1 of 473 tested questions, bound 1.00%); about 5.4 orders a question",
         ),
         (
             Certificate(False, 0.01, 0.95, reason="200 questions are too few to certify it"),
-            "no guarantee of at most 1.00% of decisions other than by all orders: 200 questions are too few to "
-            "certify it",
+            "no guarantee of at most 1.00% of different questions decided other than by all orders: "
+            "200 questions are too few to certify it",
         ),
     ],
 )

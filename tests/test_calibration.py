@@ -16,7 +16,7 @@ from ensemble.calibration import (
     rank,
 )
 from ensemble.combine import log_softmax, vote
-from ensemble.config import Adaptive, Cloze, Letter, Member, TaskPlan
+from ensemble.config import Adaptive, Cloze, Letter, Member, TaskPlan, check_plan
 from ensemble.evidence import merge
 from ensemble.orders import make_orders, positions
 from ensemble.records import Decision, Score
@@ -177,15 +177,12 @@ def test_questions_that_repeat_are_tested_once():
 
 
 def test_no_prior_is_estimated_from_what_is_tested():
-    # The share of 20% would be 400 questions, of which 299 and 100 are tested and fitted: those asked in more orders
-    # than others would be tested under another vote than all others get.
-    asked = questions(2000)
-    task = plan(letter(), letter("identity", debias="pride", prior_share=0.2))
-    drawn = draw(task, population(asked))
-    assert drawn.prior == {(1, 4): drawn.fit}
-    voter = Voter(task, ["a", "b"], 0.0, drawn=drawn)
-    for q in asked:
-        assert (len(voter.wanted(1, q)) == 4) is (rank(q, 0) <= drawn.fit)
+    # Those asked in more orders than others for the prior would be tested under another vote than all others get.
+    estimating = letter("identity", debias="pride", prior_share=0.2)
+    with pytest.raises(ValueError, match="give it a prior, or orders: adaptive too"):
+        check_plan("multiple_choice", plan(letter(), estimating))
+    named = letter("identity", debias="pride", prior="priors/x.json")
+    check_plan("multiple_choice", plan(letter(), named))
 
 
 # Priors
@@ -409,7 +406,8 @@ def test_a_partial_decision_promises_nothing():
             200,
             True,
             None,
-            "no guarantee of at most 1.00% of decisions other than by all orders: 200 questions are too few",
+            "no guarantee of at most 1.00% of different questions decided other than by all orders: "
+            "200 questions are too few",
         ),
         (2000, True, 3.0, "the budget is too small to calibrate"),
         (2000, False, None, "its sample was not asked"),

@@ -94,6 +94,8 @@ def answered():
                 )
             )  # fmt: skip
         known.append((q, said))
+        if i % 7 == 0:  # some questions are there three times
+            known += [(q, said)] * 2
     return known, members, expanded
 
 

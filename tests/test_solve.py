@@ -317,7 +317,7 @@ def test_adaptive_votes_are_certified_cheaper_and_replayed(sandbox: Sandbox):
     predictions = sandbox.read("predictions.jsonl")
     assert votes["orders"] == sum(p["orders_used"] for p in predictions) < votes["reference_orders"]
     assert all(0 <= p["doubt"] < 1 for p in predictions)
-    promised = "at most 5.00% of decisions other than by all orders, with 95% confidence"
+    promised = "at most 5.00% of different questions decided other than by all orders, with 95% confidence"
     assert promised in " ".join(first.stdout.split())
 
     before = [(sandbox.folder / "out" / name).read_bytes() for name in ("predictions.jsonl", "grades.json")]
@@ -341,7 +341,7 @@ def test_too_few_questions_promise_nothing_and_say_so(sandbox: Sandbox):
     path.write_text(ADAPTIVE.replace("MODEL", str(sandbox.model)).replace("STORE", str(sandbox.folder / "store")))
     run = sandbox.solve("--config", path, "--input", sandbox.rows([good(i) for i in range(4)]), "--output", "out")
     assert run.returncode == 0, run.stderr
-    assert "no guarantee of at most 5.00% of decisions" in " ".join(run.stdout.split())
+    assert "no guarantee of at most 5.00% of different questions" in " ".join(run.stdout.split())
     assert "4 questions are too few to certify it" in " ".join(run.stdout.split())
     capped = sandbox.solve("--config", path, "--input", sandbox.folder / "in.jsonl", "--output", "capped",
                            "--set", "tasks.multiple_choice.adaptive.budget=5")  # fmt: skip
