@@ -139,7 +139,7 @@ def boundaries(n: int, orders: int) -> list[int]:
 
 def walk(track: Track, gate: Gate) -> Walk:
     """Where each question stops. Unknown orders are never looked at: `needs` says what it takes to go on."""
-    stages = _stages(track, gate)
+    stages = _stages(track, gate, gate.limit > 0 or gate.most is not None)
     found = _stop(stages, gate, track)
     looser = _stop(stages, gate._replace(limit=gate.limit * SHAKY), track)
     return found._replace(shaky=found.choice != looser.choice)
@@ -197,7 +197,8 @@ class _Stages(NamedTuple):
     known: Ints
 
 
-def _stages(track: Track, gate: Gate) -> _Stages:
+def _stages(track: Track, gate: Gate, estimated: bool = True) -> _Stages:
+    """estimated: whether anybody looks at the estimates."""
     ballots, offset, first, means = track
     questions, orders, n = ballots.shape
     totals = np.cumsum(ballots, axis=1) + offset[:, None]
@@ -213,7 +214,7 @@ def _stages(track: Track, gate: Gate) -> _Stages:
     counts = boundaries(n, orders)
     choices = np.zeros((questions, len(counts)), dtype=np.intp)
     signals = np.zeros((questions, len(counts)))
-    for i, count in enumerate(counts):
+    for i, count in enumerate(counts if estimated else ()):
         if count > known.max():  # of one question, where a few orders are known, most of the time would go there
             break
         if count == 1:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ensemble.adaptive import Certificate, Gate, Sizes, sample_sizes
 from ensemble.combine import Floats
@@ -17,6 +18,9 @@ from ensemble.orders import count_orders
 from ensemble.records import Question
 
 LEAST = 16  # questions of a prior, where there are as many
+
+
+Ranks = npt.NDArray[np.uint64]
 
 
 class Drawn(NamedTuple):
@@ -44,9 +48,9 @@ class Calibration(NamedTuple):
 
 
 class Population(NamedTuple):
-    """The ranks of a task's questions by their number of options."""
+    """The ranks of a task's questions by their number of options, each [Q] unsigned."""
 
-    ranks: Mapping[int, Sequence[int]]
+    ranks: Mapping[int, Ranks | Sequence[int]]
 
     @property
     def options(self) -> dict[int, int]:
@@ -55,9 +59,9 @@ class Population(NamedTuple):
     def total(self) -> int:
         return sum(map(len, self.ranks.values()))
 
-    def distinct(self) -> list[int]:
+    def distinct(self) -> Ranks:
         """One rank of questions with the same content: they are drawn together, hence one question to a test."""
-        return list({rank for ranks in self.ranks.values() for rank in ranks})
+        return np.unique(np.concatenate([np.asarray(ranks, dtype=np.uint64) for ranks in self.ranks.values()]))
 
 
 def rank(question: Question, seed: int) -> int:
@@ -102,7 +106,7 @@ def certifiable(plan: TaskPlan, population: Population) -> Sizes | None:
     return sizes if cost <= min(whole / 2, whole - population.total() + sum(sizes)) else None
 
 
-def _smallest(ranks: Sequence[int], size: int) -> int:
+def _smallest(ranks: Ranks | Sequence[int], size: int) -> int:
     """The size-th smallest rank."""
-    values = np.array(ranks, dtype=np.uint64)
+    values = np.asarray(ranks, dtype=np.uint64)
     return int(np.partition(values, size - 1)[size - 1])

@@ -6,6 +6,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from ensemble import models
 from ensemble.calibrate import Priors
 from ensemble.calibration import NOBODY, Calibration, Drawn, Population, draw, rank
@@ -122,7 +124,11 @@ def _looked_through(plan: Plan, blocks: Sequence[str]) -> dict[Task, Population]
         if question.task in ranks:
             of_size = ranks[question.task].setdefault(len(question.choices), [])
             of_size.append(rank(question, plan.config.seed))
-    return {task: Population(found) for task, found in ranks.items() if found}
+    return {
+        task: Population({n: np.array(of_size, dtype=np.uint64) for n, of_size in found.items()})
+        for task, found in ranks.items()
+        if found
+    }
 
 
 def _of_samples(member: Member) -> PlannedMember:

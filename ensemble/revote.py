@@ -51,7 +51,7 @@ class Revoter:
         """stored: file -> number of options -> prior, of members that name one."""
         self._parts, self._config, self._expanded, self._stored = parts, config, expanded, stored
         self._questions = sum(len(part.rows) for part in parts)
-        self._population = Population({part.n: part.ranks.tolist() for part in parts})
+        self._population = Population({part.n: part.ranks for part in parts})
         self._means: dict[tuple[object, ...], tuple[Mean, Floats, Ints]] = {}
         self._tables: dict[tuple[object, ...], Floats] = {}
 
@@ -145,10 +145,12 @@ class Revoter:
         sampled: Chosen,
         voted: Voted,
     ) -> None:
-        exact, gated = walk(track, EXACT), walk(track, gate)
-        orders = np.where(sampled, exact.orders, gated.orders)
-        choice = np.where(sampled, exact.choice, gated.choice)
-        voted.doubt[part.rows] = np.where(sampled, exact.doubt, gated.doubt)
+        gated = walk(track, gate)
+        orders, choice, doubt = gated.orders, gated.choice, gated.doubt
+        if sampled.any():
+            exact = walk(_cut(track, sampled), EXACT)
+            orders[sampled], choice[sampled], doubt[sampled] = exact.orders, exact.choice, exact.doubt
+        voted.doubt[part.rows] = doubt
         for count in np.unique(orders).tolist():
             chosen = orders == count
             tables = []
