@@ -24,6 +24,7 @@ from ensemble.records import Order
 from ensemble.tables import divisors, is_pmi, normalise
 from ensemble.tracks import Said, Track, join
 
+MEANS, TABLES = 5_000_000, 500_000  # questions in all that are remembered: about 400 MB each with four options
 Chosen = npt.NDArray[np.bool_]
 StoredPriors = Mapping[str, Mapping[int, Floats]]
 
@@ -128,6 +129,8 @@ class Revoter:
         scoring = member.scoring
         what = (number, key, fingerprint(scoring), how, sampled, chosen.tobytes())
         if what not in self._means:
+            if len(self._means) * self._questions > MEANS:
+                self._means.clear()
             table = self._table(part, member, key, prior)
             orders = self._wanted(member, part.n, sampled)
             table = table[np.ix_(chosen.nonzero()[0], self._places(part, key, orders))]
@@ -189,7 +192,7 @@ class Revoter:
         scores = part.scores[key]
         what = (part.n, key, fingerprint(_numbers(member)), None if prior is None else prior.tobytes())
         if what not in self._tables:
-            if len(self._tables) > 32:
+            if len(self._tables) * self._questions > TABLES:
                 self._tables.clear()
             self._tables[what] = normalise(
                 member,

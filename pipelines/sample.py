@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ensemble.known import known
+from ensemble.known import Evidences
 from ensemble.plan import Plan
 from ensemble.read import iter_blocks
 from ensemble.records import Question
@@ -21,14 +21,17 @@ class SampleWork(NamedTuple):
 
 def sample_work(plan: Plan, store: Path, blocks: Sequence[str]) -> SampleWork:
     """What the sample lacks, of tasks that are not calibrated yet."""
-    rows: dict[int, list[int]] = {}
+    parts: list[Part] = []
     tasks: Counter[str] = Counter()
-    places = (number for number, block in enumerate(iter_blocks(blocks)) for _ in block)
-    for number, (question, voter, evidence) in zip(places, known(plan, store, blocks), strict=True):
-        if not voter.calibrated and voter.in_sample(question) and voter.missing(question, evidence):
-            rows.setdefault(number, []).append(question.row_index)
-            tasks[question.task] += 1
-    return SampleWork([Part(blocks[number], found) for number, found in rows.items()], tasks)
+    voters = {task: voter for task in plan.tasks if not (voter := plan.voter(task)).calibrated}
+    evidences = Evidences(plan, store)
+    for path, block in zip(blocks, iter_blocks(blocks), strict=True):
+        drawn = [q for q in block if q.task in voters and voters[q.task].in_sample(q)]
+        lacking = [q for q, evidence in evidences(drawn) if voters[q.task].missing(q, evidence)]
+        if lacking:
+            parts.append(Part(path, [question.row_index for question in lacking]))
+            tasks.update(question.task for question in lacking)
+    return SampleWork(parts, tasks)
 
 
 def first_questions(plan: Plan, blocks: Sequence[str], tasks: Sequence[str]) -> list[Question]:
