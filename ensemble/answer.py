@@ -83,7 +83,7 @@ async def answer(
             known[ask.member] = merge(known[ask.member], reply)
 
         asker = askers[ask.member]
-        assert asker is not None, "what a samples file has not is refused by the plan"
+        assert asker is not None, "the voter names only members that can be asked"
         await asker(question, ask, keep)
 
     if first:

@@ -1,5 +1,6 @@
 """Which figures the report has, what to look for in each, and its numbers as a table for those who want them."""
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -9,8 +10,15 @@ from markupsafe import Markup
 from ensemble import figures
 from ensemble.digest import BINS, CUTS, Tally, TaskDigest
 from ensemble.figures import Interval
+from ensemble.idle import CAUSES
 
 DRAWN_GROUPS = 12  # per task
+DRAWN_ENGINES = 12
+# What an engine's seconds go to, about in the sequence of a run, and how it is drawn.
+SPENT = {
+    "between": "pale", "loading": "grey", "before work": "outlined", "busy": "full", "starved": "striped",
+    "restart": "warm", "tail": "striped back", "unused": "dotted",
+}  # fmt: skip
 STEPS = {"connect": "start Ray", "engines": "load models", "preflight": "preflight", "solve": "answer"}
 
 
@@ -92,6 +100,34 @@ def stages(spent: Mapping[str, Any]) -> Chart:
     svg = figures.bars("stages", "Seconds of each step, as in the table", rows)
     caption = "Where the time went. Loading models and starting Ray are paid once: they count less in a longer run."
     return Chart(svg, caption, ("step", "seconds"), [(name, f"{value:.2f}") for name, value, _ in rows])
+
+
+def engines(facts: Mapping[str, Any]) -> Chart | None:
+    """Seconds of each engine, and of the mean device, by what they went to; none where no engine ran."""
+    if not facts.get("engines"):
+        return None
+    idle = facts["idle"]
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for life in facts["engines"]:
+        found[f"{life['model']}/{life['replica']}"].update(life["seconds"])
+    devices = max(idle["devices"], 1)
+    mean = {what: value / devices for what, value in idle["seconds"].items()}
+    least = sorted(found, key=lambda name: found[name]["busy"])[:DRAWN_ENGINES]
+    rows = [(f"mean {idle['of']}", mean), *((name, spent) for name, spent in found.items() if name in least)]
+    parts = [(what, look) for what, look in SPENT.items() if any(spent.get(what) for _, spent in rows)]
+    svg = figures.stacks(
+        "engines",
+        "Seconds of each engine by what they went to, as in the table",
+        [(label, [spent.get(what, 0.0) for what, _ in parts]) for label, spent in rows],
+        parts,
+        idle["span"],
+    )
+    told = "; ".join(f"{what}: {CAUSES[what]}" for what, _ in parts if what in CAUSES)
+    caption = f"Where the seconds of the inference went; busy: something was under way{told and '; '}{told}."
+    if len(found) > len(least):
+        caption += f" Drawn are the {DRAWN_ENGINES} engines that were least busy."
+    table = [(label, *(f"{spent.get(what, 0.0):.1f}" for what, _ in parts)) for label, spent in rows]
+    return Chart(svg, caption, ("seconds", *(what for what, _ in parts)), table)
 
 
 def confidence(task: str, digest: TaskDigest) -> Chart | None:

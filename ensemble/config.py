@@ -37,7 +37,7 @@ class Source(Record):
 
 
 class EngineConfig(Record):
-    """How vLLM runs a model. None leaves the choice to vLLM."""
+    """How vLLM runs a model. What is left out comes on a GPU from the chip's preset (docs/pools.md), else from vLLM."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where this machine has one.")
     hardware: str | None = Field(
@@ -49,9 +49,22 @@ class EngineConfig(Record):
         "auto", description="Engines of this model; auto: one for each GPU, or one."
     )
     tensor_parallel_size: Annotated[int, Field(ge=1)] = Field(1, description="GPUs of one engine.")
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="Share of the GPU's memory.")
-    max_num_seqs: Annotated[int, Field(ge=1)] | None = Field(None, description="Sequences in one batch.")
-    max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Tokens in one batch.")
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Share of the GPU's memory; left out: the chip's preset."
+    )
+    max_num_seqs: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Sequences in one batch; left out: the chip's preset, on CPU vLLM's."
+    )
+    max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Tokens in one batch; left out: the chip's preset, on CPU vLLM's."
+    )
+    enable_chunked_prefill: bool | None = Field(
+        None, description="Whether a prompt may be computed in several batches; left out: as vLLM has it for the model."
+    )
+    kv_cache_dtype: Literal["auto", "fp8"] = Field(
+        "auto",
+        description="fp8 halves the KV cache of 16 bits and changes the numbers, so it is part of the store's key.",
+    )
     block_size: int | None = Field(None, description="Tokens of a KV-cache block (on CPU 32 lets short prompts share).")
     kv_cache_gib: Annotated[float, Field(gt=0)] = Field(2.0, description="KV cache on CPU, GiB.")
     enforce_eager: bool | None = Field(None, description="No compilation; left out: true on CPU, false on GPU.")
@@ -106,6 +119,16 @@ class ModelConfig(Record):
         {}, description="Per task the template of the prompts it was trained on (its model card says); others warn."
     )
     engine: EngineConfig = Field(EngineConfig(), description="How vLLM runs it.")
+
+    @model_validator(mode="after")
+    def whole_prompts(self) -> "ModelConfig":
+        chunked, batch = self.engine.enable_chunked_prefill, self.engine.max_num_batched_tokens or 0
+        if chunked is False and batch < self.context_length:
+            raise ValueError(
+                "without chunked prefill a batch holds a whole input: set engine.max_num_batched_tokens to "
+                f"{self.context_length} or more, or leave engine.enable_chunked_prefill out"
+            )
+        return self
 
 
 class Shots(Record):
@@ -303,8 +326,22 @@ class Submission(Record):
 
 class RayConfig(Record):
     address: str | None = Field(None, description="Left out: RAY_ADDRESS, else a cluster of its own on this machine.")
-    stage_actors: Annotated[int, Field(ge=1)] = Field(2, description="Processes that prompt and vote.")
+    gpus: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="GPUs to plan with and, in a run, to wait for; left out: those of the cluster."
+    )
+    gpus_per_node: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="How `gpus` are spread: an engine's GPUs are of one node; left out: all on one."
+    )
+    stage_actors: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="Processes that prompt and vote; auto: by engines and cores."
+    )
     questions_in_flight: Annotated[int, Field(ge=1)] = Field(256, description="Per stage actor.")
+    tokens_in_flight: Annotated[int, Field(ge=1)] = Field(
+        131_072, description="Per engine: prompt and answer tokens that may be under way."
+    )
+    stall_seconds: Annotated[float, Field(gt=0)] = Field(
+        300, description="An engine with work that shows no progress for so long is restarted."
+    )
     retries: Annotated[int, Field(ge=0)] = Field(2, description="Of a question whose engine died.")
     engine_start_seconds: Annotated[float, Field(gt=0)] = Field(1800, description="Longest wait for an engine.")
     request_seconds: Annotated[float, Field(gt=0)] = Field(1800, description="Longest wait for one question's reply.")

@@ -13,6 +13,11 @@ from typing import Any, NamedTuple, Protocol
 
 from ensemble.config import EngineConfig, ModelConfig, Sampling
 from ensemble.errors import EngineError, ModelError
+from ensemble.models import hardware, home
+from ensemble.presets import with_preset
+from ensemble.stats import stat_logger
+from ensemble.tied import tie_children
+from ensemble.vitals import Recorder
 
 TokenIds = Sequence[int]
 
@@ -52,8 +57,10 @@ class Engine(Protocol):
 class VLLMEngine:
     """`AsyncLLM` with the settings of a model file. Construct it inside its own process."""
 
-    def __init__(self, config: ModelConfig, folder: Path, device: str) -> None:
+    def __init__(self, config: ModelConfig, folder: Path, device: str, recorder: Recorder | None = None) -> None:
+        """recorder: told of what vLLM's scheduler does, step by step."""
         os.environ.update(engine_env(config.engine, device))
+        tie_children()
         try:
             from vllm import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
@@ -62,7 +69,8 @@ class VLLMEngine:
                 f"vLLM is not installed here ({e}): run make setup, or install requirements/gpu.txt"
             ) from e
         try:
-            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_args(config, folder, device)))
+            arguments = AsyncEngineArgs(**engine_args(config, folder, device), disable_log_stats=recorder is None)
+            self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[stat_logger(recorder)] if recorder else [])
         except Exception as e:
             # vLLM's own message says "see root cause above"; the engine process has printed that cause to the log.
             raise ModelError(f"vLLM could not load {folder}: {_one_line(e)}") from e
@@ -161,6 +169,9 @@ class VLLMEngine:
 def engine_env(engine: EngineConfig, device: str) -> dict[str, str]:
     """Environment of the engine's processes; `engine.env` of the model file wins."""
     env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false"}
+    env["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # what `tie_children` works on
+    # Compiled kernels beside the models, where they outlive a container.
+    env["VLLM_CACHE_ROOT"] = os.environ.get("VLLM_CACHE_ROOT") or str(home() / "vllm")
     if device == "cpu":
         env |= {
             "VLLM_CPU_KVCACHE_SPACE": str(max(1, math.ceil(engine.kv_cache_gib))),
@@ -174,10 +185,14 @@ def engine_env(engine: EngineConfig, device: str) -> dict[str, str]:
 def engine_args(config: ModelConfig, folder: Path, device: str) -> dict[str, Any]:
     """Keyword arguments for vLLM's AsyncEngineArgs."""
     engine = config.engine
+    if device == "cuda":
+        engine = with_preset(engine, engine.hardware or hardware("cuda"))
     chosen = {
         "quantization": config.quantization,
         "max_num_seqs": engine.max_num_seqs,
         "max_num_batched_tokens": engine.max_num_batched_tokens,
+        "enable_chunked_prefill": engine.enable_chunked_prefill,
+        "kv_cache_dtype": engine.kv_cache_dtype if engine.kv_cache_dtype != "auto" else None,
         "block_size": engine.block_size if device == "cpu" else None,  # GPU kernels pick their own
         "enforce_eager": device == "cpu" if engine.enforce_eager is None else engine.enforce_eager,
         "gpu_memory_utilization": engine.gpu_memory_utilization if device == "cuda" else None,
@@ -191,7 +206,6 @@ def engine_args(config: ModelConfig, folder: Path, device: str) -> dict[str, Any
         "enable_prefix_caching": True,
         # Logits in the model's 16 bits are rounded to steps of up to 1/8: more than most margins between options.
         "hf_overrides": {"head_dtype": "float32"},
-        "disable_log_stats": True,
         "distributed_executor_backend": "uni" if engine.tensor_parallel_size == 1 else "mp",
     } | {key: value for key, value in chosen.items() if value is not None}
 

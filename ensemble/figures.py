@@ -20,6 +20,16 @@ FONT = 12
 # matplotlib needs colours, the page wants var(--name), which follows light and dark: these stand in for them.
 COLOURS = {"ink": "#010101", "muted": "#020202", "line": "#030303", "accent": "#040404", "warm": "#050505"}
 INK, MUTED, LINE, ACCENT, WARM = COLOURS.values()
+LOOKS: dict[str, dict[str, Any]] = {
+    "full": {"facecolor": ACCENT, "edgecolor": ACCENT},
+    "grey": {"facecolor": MUTED, "edgecolor": MUTED},
+    "pale": {"facecolor": LINE, "edgecolor": LINE},
+    "warm": {"facecolor": WARM, "edgecolor": WARM},
+    "outlined": {"facecolor": "none", "edgecolor": MUTED},
+    "striped": {"facecolor": "none", "edgecolor": WARM, "hatch": "////"},
+    "striped back": {"facecolor": "none", "edgecolor": MUTED, "hatch": "\\\\\\\\"},
+    "dotted": {"facecolor": "none", "edgecolor": MUTED, "hatch": "...."},
+}
 Draws = ParamSpec("Draws")
 
 
@@ -98,6 +108,23 @@ def bars(rows: Sequence[tuple[str, float, str]]) -> Any:
 
 
 @_drawn
+def stacks(rows: Sequence[tuple[str, Sequence[float]]], parts: Sequence[tuple[str, str]], most: float) -> Any:
+    """Horizontal bars of (label, its parts from the left), up to `most`. parts: (name, a key of LOOKS)."""
+    lines = -(-len(parts) // 3)
+    figure, axes = _rows([label for label, _ in rows], right=14, bottom=26 + 20 * lines)
+    axes.set_xlim(0, most or 1.0)
+    axes.xaxis.set_major_locator(_few_ticks())
+    left = [0.0] * len(rows)
+    for i, (name, look) in enumerate(parts):
+        widths = [values[i] for _, values in rows]
+        axes.barh(range(len(rows)), widths, left=left, height=0.6, label=name, linewidth=0.8, **LOOKS[look])
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    columns = {"loc": "lower left", "bbox_to_anchor": (0, 0), "ncols": 3, "columnspacing": 1.2, "handlelength": 1.2}
+    figure.legend(frameon=False, borderpad=0, handletextpad=0.5, labelcolor=INK, **columns)
+    return figure
+
+
+@_drawn
 def reliability(cells: Sequence[tuple[float, float, float, float]], counts: Sequence[int]) -> Any:
     """Reliability diagram (Guo et al. 2017): (confidence, share right, its bounds) of each bin, over all counts."""
     figure = _figure(380)
@@ -168,6 +195,12 @@ def _compact(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g}{unit}"
     return str(count) if count else ""
+
+
+def _few_ticks() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(4)
 
 
 def _figure(height: float) -> Any:

@@ -29,8 +29,9 @@ def build(
     store: Path,
     command: Sequence[str],
     started: float,
+    engines: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """started: epoch seconds."""
+    """started: epoch seconds. engines: of `ensemble.idle.facts`, where engines ran."""
     config = plan.config
     return {
         "config": config.model_dump(mode="json"),
@@ -61,6 +62,7 @@ def build(
         },
         "seconds": dict(seconds),
         "usage": usage(plan, tally),
+        **(engines or {}),
         "votes": written.votes,
         "drift": _drift(tally.drift),
         "relative": written.relative,

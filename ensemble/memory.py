@@ -2,55 +2,64 @@
 
 weights       = parameters * bits / 8, or the size of the files that are here; shared among tensor_parallel_size GPUs
 KV cache      = 2 (K and V) * layers * kv_heads * head_dim * bytes for a token; a GPU holds at least one head of them
-the rest      = RUNTIME a GPU, a round figure (see there); what vLLM logs when it starts is exact
-room for KV   = gpu_memory_utilization * the GPU's memory - weights - the rest
+activations   = 2 bytes * (WHOLE + SHARED / GPUs) * hidden for a token of the largest batch (max_num_batched_tokens)
+sampling      = SAMPLING bytes for an entry of the vocabulary and a sequence of the batch (max_num_seqs)
+runtime       = the larger of these two (they do not overlap), and OUTSIDE and GRAPHS
+room for KV   = gpu_memory_utilization * the GPU's memory - weights - runtime
 
-vLLM refuses to start where the room does not hold one input of context_length.
+hidden is sqrt(parameters / (12 layers)), from N = 12 layers hidden^2 (Kaplan et al. 2020): 4% off at Llama-2-70B.
+WHOLE, SHARED and SAMPLING are set by what vLLM logged for Llama-3-8B with batches of 8,192 tokens: 1.10 GiB with one
+or 128 sequences (its pull request 9003), and 1.26 GiB with 256 sequences on one GPU as on two (10511), so that the
+logits are whole on each. An estimate: what vLLM logs when it starts is exact. It refuses to start where the room does
+not hold one input of context_length.
 """
 
 import json
 import os
-import re
-from math import ceil
+from math import ceil, sqrt
 from pathlib import Path
 from typing import NamedTuple
 
 from ensemble import models
-from ensemble.config import ModelConfig
+from ensemble.config import EngineConfig, ModelConfig
 from ensemble.errors import ModelError
+from ensemble.presets import CHIPS, chip_name, with_preset
 
 GIB = 2**30
 
-# GiB that torch reports as a GPU's total; data sheets say 24, 24, 16, 48, 40, 80, 80 and 141 GB, and ECC takes a part.
-CHIPS = {
-    "L4": 22.0,
-    "A10G": 22.1,
-    "T4": 14.7,
-    "L40S": 44.4,
-    "A100-40GB": 39.4,
-    "A100-80GB": 79.2,
-    "H100": 79.2,
-    "H200": 139.8,
-}
-# GiB of a GPU for CUDA, NCCL, activations and CUDA graphs. Profiles that vLLM logged in public for models of 8 to 32
-# billion parameters: 0.1 to 0.4 outside torch, 0.4 to 1.3 for activations, 0.1 to 0.4 for the graphs.
-RUNTIME, GRAPHS = 1.2, 0.3
+OUTSIDE = 0.4  # GiB a GPU for CUDA and NCCL; 0.1 to 0.4 in public logs of models of 8 to 32 billion parameters
+GRAPHS = 0.3  # GiB a GPU for CUDA graphs; 0.1 to 0.4 there
+WHOLE, SHARED = 4, 12  # numbers a token in a layer at its peak, in units of hidden; the second kind is split over GPUs
+SAMPLING = 40  # bytes: logits in float32, sorted with their places, and probabilities
+VOCABULARY = 128_000  # where the files are not here; smaller ones leave room
 GPTQ_SCALES = 0.25  # bits a weight more, for scales and for what stays in 16 bits
 SIZES = (1, 2, 4, 8)  # of tensor parallelism that are tried as a cure
+SMALL_BATCH = 2048  # tokens, tried as a cure too: enough to keep a GPU that is full of weights busy
 
 
 class Needs(NamedTuple):
-    """Of one engine: weights in bytes, and what the KV cache depends on."""
+    """Of one engine: weights in bytes, and what KV cache and activations depend on."""
 
     weights: float
+    parameters: float
     layers: int
     kv_heads: int
     head_dim: int
-    kv_bytes: int  # of a number: 2 in 16 bits, 4 in float32
+    kv_bytes: int  # of a number: 2 in 16 bits, 4 in float32, 1 in fp8
+    vocabulary: int = VOCABULARY
 
     def kv_token(self, gpus: int = 1) -> int:
         """Bytes of KV cache of a token on each of so many GPUs."""
         return 2 * self.layers * ceil(self.kv_heads / gpus) * self.head_dim * self.kv_bytes
+
+    def runtime(self, engine: EngineConfig, gpus: int) -> float:
+        """GiB on each of so many GPUs beside weights and KV cache, for an engine whose batch is set."""
+        assert engine.max_num_batched_tokens
+        assert engine.max_num_seqs
+        hidden = sqrt(self.parameters / (12 * self.layers))
+        activations = 2 * (WHOLE + SHARED / gpus) * hidden * engine.max_num_batched_tokens
+        sampling = SAMPLING * self.vocabulary * engine.max_num_seqs
+        return max(activations, sampling) / GIB + OUTSIDE + (0 if engine.enforce_eager else GRAPHS)
 
 
 class Fit(NamedTuple):
@@ -71,19 +80,13 @@ def needs(model: ModelConfig) -> Needs | None:
     return found
 
 
-def fit(need: Needs, model: ModelConfig, chip: float, gpus: int | None = None) -> Fit:
-    """On so many GPUs (left out: tensor_parallel_size) of `chip` GiB each."""
-    gpus = gpus or model.engine.tensor_parallel_size
-    runtime = RUNTIME + (0 if model.engine.enforce_eager else GRAPHS)
-    weights = need.weights / gpus / GIB
-    room = model.engine.gpu_memory_utilization * chip - weights - runtime
+def fit(need: Needs, engine: EngineConfig, gib: float, gpus: int | None = None) -> Fit:
+    """On so many GPUs (left out: tensor_parallel_size) of `gib` each, for an engine with its preset."""
+    assert engine.gpu_memory_utilization
+    gpus = gpus or engine.tensor_parallel_size
+    weights, runtime = need.weights / gpus / GIB, need.runtime(engine, gpus)
+    room = engine.gpu_memory_utilization * gib - weights - runtime
     return Fit(weights, runtime, room, max(0, int(room * GIB / need.kv_token(gpus))))
-
-
-def chip_memory(name: str) -> tuple[str, float] | None:
-    """The known chip that a name such as L4 or `cuda:NVIDIA A100-SXM4-80GB` means, and its GiB."""
-    words = set(re.split(r"[^A-Z0-9]+", name.upper()))
-    return next(((chip, gib) for chip, gib in CHIPS.items() if words.issuperset(chip.split("-"))), None)
 
 
 def lines(model: ModelConfig, device: str) -> list[str]:
@@ -103,20 +106,25 @@ def lines(model: ModelConfig, device: str) -> list[str]:
 
 
 def _on_gpu(need: Needs, model: ModelConfig) -> str:
-    chip = chip_memory(model.engine.hardware or models.hardware("cuda"))
-    if chip is None:
+    hardware = model.engine.hardware or models.hardware("cuda")
+    name, engine = chip_name(hardware), with_preset(model.engine, hardware)
+    if name is None:
         return f"whether it fits is not known: name the chip, engine.hardware: {' | '.join(CHIPS)}"
-    (name, gib), gpus, length = chip, model.engine.tensor_parallel_size, model.context_length
-    here = fit(need, model, gib)
+    gib, gpus, length = CHIPS[name].gib, engine.tensor_parallel_size, model.context_length
+    here = fit(need, engine, gib)
     place = (
-        f"{gpus} x {name} ({gib} GiB, {model.engine.gpu_memory_utilization:.0%} of it used): "
+        f"{gpus} x {name} ({gib} GiB, {engine.gpu_memory_utilization:.0%} of it used; batches of "
+        f"{engine.max_num_batched_tokens:,} tokens, {engine.max_num_seqs:,} sequences): "
         f"{here.weights:.1f} weights + {here.runtime:.1f} runtime"
     )
     if here.tokens >= length:
         times = here.tokens / length
         return f"{place} + {here.room:.1f} KV cache a GPU = {here.tokens:,} tokens, {times:.1f} full inputs: fits"
-    sizes = [n for n in SIZES if n > gpus and fit(need, model, gib, n).tokens >= length]
+    sizes = [n for n in SIZES if n > gpus and fit(need, engine, gib, n).tokens >= length]
     cures = [f"engine.tensor_parallel_size: {n}" for n in sizes[:1]]
+    small = engine.model_copy(update={"max_num_batched_tokens": SMALL_BATCH, "max_num_seqs": 64})
+    if fit(need, small, gib).tokens >= length:
+        cures.append(f"engine: {{max_num_batched_tokens: {SMALL_BATCH}, max_num_seqs: 64}}")
     if here.tokens >= 16:
         cures.append(f"context_length: {here.tokens}")
     if model.shape and model.shape.bits > 8 and not model.quantize:
@@ -143,8 +151,9 @@ def _from_shape(model: ModelConfig) -> Needs | None:
     shape = model.shape
     if shape is None:
         return None
-    weights = shape.parameters * 1e9 * shape.bits / 8
-    return Needs(weights, shape.layers, shape.kv_heads, shape.head_dim, _kv_bytes(model))
+    parameters = shape.parameters * 1e9
+    weights = parameters * shape.bits / 8
+    return Needs(weights, parameters, shape.layers, shape.kv_heads, shape.head_dim, _kv_bytes(model))
 
 
 def _from_files(model: ModelConfig) -> Needs | None:
@@ -164,7 +173,10 @@ def _from_files(model: ModelConfig) -> Needs | None:
         layers, kv_heads = config["num_hidden_layers"], config.get("num_key_value_heads") or heads
     except KeyError:  # not a plain decoder
         return None
-    return Needs(weights, layers, kv_heads, head_dim, _kv_bytes(model)) if weights else None
+    quantized = config.get("quantization_config", {}).get("bits")
+    parameters = weights * 8 / (quantized + GPTQ_SCALES if quantized else 16)
+    vocabulary = config.get("vocab_size") or VOCABULARY
+    return Needs(weights, parameters, layers, kv_heads, head_dim, _kv_bytes(model), vocabulary) if weights else None
 
 
 def _folder(model: ModelConfig) -> Path | None:
@@ -182,4 +194,6 @@ def _folder(model: ModelConfig) -> Path | None:
 
 
 def _kv_bytes(model: ModelConfig) -> int:
+    if model.engine.kv_cache_dtype == "fp8":
+        return 1
     return 4 if model.dtype == "float32" else 2

@@ -40,7 +40,8 @@ class PlannedMember(NamedTuple):
 
 class Plan(NamedTuple):
     """devices: per model cpu or cuda. populations, drawn, priors: of tasks whose votes are calibrated, their
-    questions, the sample, and priors out of files. calibrations: once the sample is known, see `calibrated`."""
+    questions, the sample, and priors out of files. calibrations: once the sample is known, see `calibrated`. here:
+    the models that have engines now, where not all of them fit at once."""
 
     config: RunConfig
     tasks: Mapping[Task, tuple[PlannedMember, ...]]
@@ -49,6 +50,7 @@ class Plan(NamedTuple):
     drawn: Mapping[Task, Drawn] = {}
     priors: Mapping[Task, Priors] = {}
     calibrations: Mapping[Task, Calibration] = {}
+    here: frozenset[str] | None = None
 
     def models(self, tasks: Sequence[str]) -> list[str]:
         """The models that these tasks need, each once, in the config's order."""
@@ -68,7 +70,12 @@ class Plan(NamedTuple):
         shown = LETTERS if first.samples else labels(self.config.templates[first.template])
         names = [m.name for m in self.tasks[task]]
         drawn, calibration = self.drawn.get(task, NOBODY), self.calibrations.get(task)
-        return Voter(plan, names, self.config.near_tie, shown, self.config.seed, drawn, calibration)
+        here = None if self.here is None else [i for i, m in enumerate(plan.members) if m.model in self.here]
+        return Voter(plan, names, self.config.near_tie, shown, self.config.seed, drawn, calibration, here)
+
+    def whole(self, task: Task) -> bool:
+        """Whether all of the task's models have engines now."""
+        return self.here is None or self.here.issuperset(self.models([task]))
 
 
 def make_plan(
@@ -198,6 +205,7 @@ def member_description(
     """
     scoring = member.scoring
     scored = scoring is not None and scoring.method != "generate"
+    kv_cache = model.engine.kv_cache_dtype
     return {
         "model": files,
         "dtype": model.dtype,
@@ -210,6 +218,7 @@ def member_description(
         "shots": shots_fingerprint(template),
         "cut": member.cut if member.cut != "middle" else f"middle {member.cut_centre}",
         "asks": scoring.method if scored and scoring else member.sampling.model_dump(mode="json", exclude={"samples"}),
+        **({} if kv_cache == "auto" else {"kv_cache": kv_cache}),  # keys of before stay as they are
     }
 
 

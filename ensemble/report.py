@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jinja2
 import yaml
 
-from ensemble import charts
+from ensemble import charts, idle
 from ensemble.charts import Score, seconds, share
 from ensemble.consistency import MEASURES
 from ensemble.digest import LOW_MASS, Digest, TaskDigest, brief
@@ -81,6 +81,7 @@ def write(
         "charts": {
             "scores": charts.scores(lines),
             "stages": charts.stages(facts["seconds"]),
+            "engines": charts.engines(facts),
             "confidence": _of_tasks(digest, charts.confidence),
             "mass": _of_tasks(digest, charts.letter_mass),
             "positions": _of_tasks(digest, lambda task, d: charts.positions(task, d, names)),
@@ -89,6 +90,7 @@ def write(
         },
         "measures": MEASURES,
         "usage": list(usage_lines(facts)),
+        "idle": idle.sentence(facts["idle"]) if facts.get("engines") else "",
         "orders": [line for task, votes in facts.get("votes", {}).items() if (line := sentence(task, votes))],
         "failures": failed,
         "other_failures": len(errors) - sum(failure.n for failure in failed),

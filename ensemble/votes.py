@@ -4,7 +4,7 @@ A `Voter` looks at what is known about a question and either names what is missi
 whether the knowledge comes from an engine or from the store, so every decision can be replayed without a model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,18 +50,23 @@ class Voter:
         seed: int = 0,
         drawn: Drawn = NOBODY,
         calibration: Calibration | None = None,
+        here: Container[int] | None = None,
     ) -> None:
         """labels: the options' names in the first member's prompt, by which a generated answer is read.
-        seed: of the orders and of the sample. drawn: the sample that `calibration` comes from."""
+        seed: of the orders and of the sample. drawn: the sample that `calibration` comes from. here: the members that
+        can be asked now, left out: all; of the others nothing is missing."""
         self.plan, self._members, self._names = plan, plan.members, tuple(names)
         self._near_tie, self._labels, self._seed, self._drawn = near_tie, labels, seed, drawn
+        self._here = range(len(plan.members)) if here is None else here
         self._adaptive = tuple(i for i, member in enumerate(plan.members) if is_adaptive(member))
         self.calibrated = calibration is not None or not needs_sample(plan)
         self._calibration = calibration or Calibration({}, EXACT)
         self._ahead: dict[int, tuple[Sequence[Evidence], _Stop]] = {}
 
     def with_calibration(self, calibration: Calibration) -> "Voter":
-        return Voter(self.plan, self._names, self._near_tie, self._labels, self._seed, self._drawn, calibration)
+        return Voter(
+            self.plan, self._names, self._near_tie, self._labels, self._seed, self._drawn, calibration, self._here
+        )
 
     def next(self, question: Question, evidence: Sequence[Evidence]) -> list[Ask] | Decision:
         """What to ask next, or the decision once nothing is missing."""
@@ -90,7 +95,7 @@ class Voter:
         asks = [
             ask
             for i, known in enumerate(evidence)
-            if i not in self._adaptive and (ask := self._lacks(i, question, known)) is not None
+            if i in self._here and i not in self._adaptive and (ask := self._lacks(i, question, known)) is not None
         ]
         if self._adaptive:
             sequence = self.reference(question)
@@ -106,6 +111,8 @@ class Voter:
         if any(self._usable(i, question, e) for i, e in enumerate(evidence)):
             return []
         asks = self.missing(question, evidence)
+        if not asks:
+            return []
         cheapest = min(asks, key=lambda ask: _price(self._members[ask.member], question))
         return [cheapest._replace(orders=cheapest.orders[:1], samples=cheapest.samples[:1])]
 

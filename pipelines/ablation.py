@@ -217,10 +217,11 @@ def _within(budget: int | None, lacking: Lacking) -> None:
 
 
 def _infer(plan: Plan, store: str, read: InputSummary, missing: Counter[str], progress: Progress, tally: Tally) -> None:
-    from pipelines.infer import infer
+    from pipelines.infer import Pass, infer
+    from pipelines.watch import Watch
 
     try:
-        infer(plan, store, read.blocks, missing, progress, tally)
+        infer(plan, missing, Pass(store, read.blocks, progress, tally, None, Watch(progress)))
     except (EngineError, StoreError) as e:  # what was answered until then is compared all the same
         progress.warn(f"asking stopped: {e}")
 

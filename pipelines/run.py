@@ -71,10 +71,11 @@ def solve(options: argparse.Namespace, started: float) -> int:
         stored = read.rows - missing.total()
         progress.note(f"{read.rows} questions, {stored} answered from the store, {missing.total()} to compute")
         tally, stopped, deadline = Tally(), None, None
+        engines: dict[str, object] = {}
         if options.deadline is not None:
             deadline = Deadline.of(options.deadline, started, read.by_task)
         if missing:
-            stopped = _infer(results, str(store), missing, progress, tally, deadline)
+            stopped, engines = _infer(results, str(store), missing, progress, tally, deadline)
         clock.lap("infer")
         if written is None or missing:
             written = results.write(tally, stopped)
@@ -83,7 +84,7 @@ def solve(options: argparse.Namespace, started: float) -> int:
         write_errors(folder / "errors.jsonl", [*errors, *written.failed])
         clock.lap("write")
         seconds = clock.seconds | ({"inference": tally.seconds} if tally.seconds else {})
-        facts = manifest.build(plan, read, missing, tally, written, seconds, store, sys.argv, started)
+        facts = manifest.build(plan, read, missing, tally, written, seconds, store, sys.argv, started, engines)
         if deadline is not None:
             facts["deadline"] = deadline.kept(written, time.time())
         write_json(folder / "manifest.json", facts)
@@ -140,20 +141,22 @@ def _infer(
     progress: Progress,
     tally: Tally,
     deadline: Deadline | None,
-) -> tuple[str, str] | None:
-    """Asks the models. Type and message of what kept questions from being asked."""
-    from pipelines.infer import infer
+) -> tuple[tuple[str, str] | None, dict[str, object]]:
+    """Asks the models. Type and message of what kept questions from being asked; and what the engines did."""
+    from pipelines.infer import Pass, infer
+    from pipelines.watch import Watch
 
+    stopped, watch = None, Watch(progress)
     try:
         with ExitStack() as saving:
             if deadline is not None:
                 save = partial(results.write, tally, deadline.unreached())
                 saving.enter_context(Saver(save, deadline, progress.warn))
-            infer(results.plan, store, results.blocks, missing, progress, tally, deadline)
+            infer(results.plan, missing, Pass(store, results.blocks, progress, tally, deadline, watch))
     except (EngineError, StoreError) as e:  # what was answered until then is written all the same
         progress.warn(f"the run stopped: {e}")
-        return type(e).__name__, str(e)
-    return deadline.unreached() if deadline else None
+        stopped = type(e).__name__, str(e)
+    return stopped or (deadline.unreached() if deadline else None), watch.facts()
 
 
 def _check(config: RunConfig, options: argparse.Namespace) -> None:

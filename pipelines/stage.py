@@ -23,7 +23,8 @@ from ensemble.store import StoreWriter
 from ensemble.tally import Tally
 from ensemble.tokens import load_tokenizer
 from ensemble.votes import Voter
-from pipelines.cluster import EngineClient, enter
+from pipelines.client import EngineClient, MemberEngine, Settings
+from pipelines.cluster import enter
 from pipelines.work import Part
 
 REPEAT_EVERY = 100  # of the input's rows, one is asked twice to measure drift
@@ -38,6 +39,7 @@ class Job(NamedTuple):
     engines: dict[str, list[Any]]
     board: Any
     cwd: str
+    stages: int  # actors that share the engines
     first: bool = False  # only as much of each question as makes a decision possible
     until: float | None = None  # epoch seconds at which nothing more is asked
 
@@ -51,7 +53,9 @@ class Solver:
         root = location(job.store)
         self._evidences = Evidences(job.plan, root)
         self._writer = StoreWriter(root, job.plan.config.store.flush_seconds)
-        self._clients: dict[tuple[str, str], EngineClient] = {}
+        settings = Settings.of(job.plan.config.ray, job.stages)
+        self._clients = {model: EngineClient(actors, settings) for model, actors in job.engines.items()}
+        self._members: dict[tuple[str, str], MemberEngine] = {}
         self._askers: dict[str, list[Asker | None]] = {}
         self._voters: dict[str, Voter] = {}
         self._busy = 0
@@ -71,8 +75,8 @@ class Solver:
             if self._busy == 0:
                 self._writer.flush()
                 self._tell()
-        for (task, member), client in self._clients.items():
-            tally.usage.setdefault(task, {})[member] = Counter(client.usage.take())
+        for (task, member), engine in self._members.items():
+            tally.usage.setdefault(task, {})[member] = Counter(engine.usage.take())
         return tally
 
     async def _bounded(self, question: Question, evidence: list[Evidence], tally: Tally) -> None:
@@ -137,16 +141,13 @@ class Solver:
             askers: list[Asker | None] = []
             for planned in self._plan.tasks[task]:
                 member = planned.member
-                if planned.samples is not None:  # there is nobody to ask
+                if member.model not in self._clients:  # nobody can be asked now: samples, or a model of another wave
                     askers.append(None)
                     continue
-                client = self._clients.setdefault(
-                    (task, planned.name),
-                    EngineClient(self._job.engines[member.model], config.ray.retries, config.ray.request_seconds),
-                )
+                engine = self._members.setdefault((task, planned.name), MemberEngine(self._clients[member.model]))
                 model, template = config.models[member.model], config.templates[member.template]
                 prompter = Prompter(member, model, template, tokenizer(member.model, config))
-                askers.append(Asker(member, prompter, client, sample_seed(member, config.seed)))
+                askers.append(Asker(member, prompter, engine, sample_seed(member, config.seed)))
             self._askers[task] = askers
         return self._askers[task]
 
@@ -176,33 +177,39 @@ class Stage:
     """Ray Data's callable: items (lists of parts) in, tallies out. Several items are in flight in one actor."""
 
     def __init__(self, job: Job) -> None:
-        self._solver, self._until = Solver(job), job.until
+        self._solver, self._plan = Solver(job), job.plan
 
     async def __call__(self, batch: Any) -> Any:
         import pyarrow as pa
 
         (item,) = batch["item"].to_pylist()
         try:
-            tally = await self._solver.solve(questions_of([Part(**part) for part in item]))
+            tally = await self._solver.solve(questions_of([Part(**part) for part in item], self._plan))
         except Exception as e:  # a row, because an exception loses its type on its way through Ray Data
             tally = Tally(fatal=(type(e).__name__, _message(e)))
         return pa.table({"tally": [tally.to_json()]})
 
 
-def questions_of(parts: list[Part]) -> list[Question]:
+def questions_of(parts: list[Part], plan: Plan) -> list[Question]:
     """The questions of an item in the order in which to start them."""
     found: list[Question] = []
     for part, block in zip(parts, iter_blocks(part.block for part in parts), strict=True):
-        if part.rows is None:  # the longest first, so that none of them is alone at work in the end
-            found += sorted(block, key=_size, reverse=True)
-        else:
+        if part.rows is not None:
             by_row = {question.row_index: question for question in block}
-            found += [by_row[row] for row in part.rows]
+            chosen = [by_row[row] for row in part.rows]
+        else:  # the longest first, so that none of them is alone at work in the end
+            chosen = [question for question in block if part.tasks is None or question.task in part.tasks]
+            chosen.sort(key=lambda question: _length(question, plan), reverse=True)
+        k, n = part.share
+        found += chosen[k::n]
     return found
 
 
-def _size(question: Question) -> int:
-    return len(question.text) + len(question.context or "")
+def _length(question: Question, plan: Plan) -> tuple[int, int]:
+    """How long an answer takes: tokens that are written one after another, then characters that are read."""
+    members = plan.tasks[question.task]
+    written = max((0 if m.scored else m.member.sampling.max_tokens for m in members), default=0)
+    return written, len(question.text) + len(question.context or "")
 
 
 def preflight(job: Job, questions: list[Question]) -> dict[str, Tally]:

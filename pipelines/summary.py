@@ -8,25 +8,21 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ensemble import memory
+from ensemble import costs, idle, memory, placement
 from ensemble.config import Letter, Member
 from ensemble.consistency import MEASURES
-from ensemble.errors import UnaskableError
-from ensemble.orders import count_orders
 from ensemble.outputs import Written
-from ensemble.plan import Plan, PlannedMember
-from ensemble.read import InputSummary, iter_blocks
-from ensemble.records import Question, RowError, Task
-from ensemble.render import Renderer
+from ensemble.placement import Need
+from ensemble.plan import Plan
+from ensemble.read import InputSummary
+from ensemble.records import RowError
 from ensemble.spent import sentence
-
-SAMPLE = 50  # questions of a task from which the plan estimates
 
 
 def print_plan(plan: Plan, read: InputSummary, missing: Counter[str], store: Path, folder: Path) -> None:
     """Rows, prompts and tokens per task and member, models, and what the store has. Nothing is started."""
     console = Console(width=None if Console().is_terminal else 120)
-    samples = _samples(read)
+    samples = costs.samples(plan, read.blocks, missing)
     table = Table(title="plan")
     for column in ("task", "questions", "stored", "to compute", "member", "asks", "prompts", "about tokens"):
         table.add_column(column, justify="right" if column in NUMBERS else "left")
@@ -34,9 +30,9 @@ def print_plan(plan: Plan, read: InputSummary, missing: Counter[str], store: Pat
         rows, lacking = read.by_task[task], missing[task]
         for i, planned in enumerate(members):
             member = planned.member
-            prompts, tokens = (0, 0) if planned.samples else _cost(plan, task, planned, samples[task], lacking)
+            prompts, tokens, _ = costs.cost(plan, task, planned, samples[task], lacking)
             head = [task, f"{rows:,}", f"{rows - lacking:,}", f"{lacking:,}"] if i == 0 else [""] * 4
-            table.add_row(*head, planned.name, asks(member), f"{prompts:,}", f"{tokens:,}")
+            table.add_row(*head, planned.name, asks(member), f"{prompts:,.0f}", f"{tokens:,.0f}")
     console.print(table)
     needed = plan.models([task for task, n in missing.items() if n])
     for name in plan.models(list(plan.tasks)):
@@ -51,6 +47,7 @@ def print_plan(plan: Plan, read: InputSummary, missing: Counter[str], store: Pat
     console.print(f"store {store}\noutput {folder}", soft_wrap=True)
     if read.bad:
         console.print(f"{read.bad} bad rows will be left out (errors.jsonl)")
+    _print_placement(console, plan, costs.needs(plan, read.blocks, missing))  # last: it may refuse
 
 
 def asks(member: Member) -> str:
@@ -66,59 +63,31 @@ def asks(member: Member) -> str:
 NUMBERS = ("questions", "stored", "to compute", "prompts", "about tokens")
 
 
-def _cost(
-    plan: Plan, task: Task, planned: PlannedMember, sample: Sequence[Question], questions: int
-) -> tuple[int, int]:
-    """Prompts and roughly their tokens for `questions` questions, from what the member would send for a sample."""
-    member = planned.member
-    renderer = Renderer(member.template, plan.config.templates[member.template], "label")
-    prompts = tokens = 0.0
-    for question in sample:
-        order = tuple(range(len(question.choices)))
-        try:
-            turns = renderer.turns(question, order, question.text, question.context, renderer.n_shots)
-        except UnaskableError:  # will be an error of its own
-            continue
-        length = min(
-            estimated_tokens("".join(text for _, text in turns)), plan.config.models[member.model].context_length
-        )
-        scoring = member.scoring
-        n = 1.0
-        if scoring is not None and scoring.method == "letter":
-            n = expected_orders(plan, task, scoring, len(order))
-        elif scoring is not None and scoring.method == "cloze":
-            n = len(order)
-        prompts += n
-        tokens += n * length
-    share = questions / max(len(sample), 1)
-    return round(prompts * share), round(tokens * share)
-
-
-def expected_orders(plan: Plan, task: Task, scoring: Letter, n: int) -> float:
-    """Per question with n options; of adaptive voting the most, of PriDe with its sample's share of the cycle."""
-    if scoring.orders == "adaptive":
-        return count_orders(plan.config.tasks[task].adaptive.reference, n)
-    orders = count_orders(scoring.orders, n)
-    sampled = scoring.prior_share if scoring.debias == "pride" and scoring.prior is None else 0.0
-    return orders + sampled * max(n - orders, 0)
-
-
-def estimated_tokens(text: str) -> int:
-    """About 4 ASCII characters a token, and one token for each other character; only the plan relies on it."""
-    ascii_characters = sum(c.isascii() for c in text)
-    return ascii_characters // 4 + len(text) - ascii_characters
-
-
-def _samples(read: InputSummary) -> dict[str, list[Question]]:
-    """Up to SAMPLE questions of each task, from the first blocks."""
-    found: dict[str, list[Question]] = {task: [] for task in read.by_task}
-    for block in iter_blocks(read.blocks):
-        for question in block:
-            if len(found[question.task]) < SAMPLE:
-                found[question.task].append(question)
-        if all(len(rows) == min(SAMPLE, read.by_task[task]) for task, rows in found.items()):
-            break
-    return found
+def _print_placement(console: Console, plan: Plan, needs: Sequence[Need]) -> None:
+    """Waves with their engines and GPUs. Raises ConfigError where a model finds no place."""
+    if not any(need.gpus for need in needs):
+        return
+    ray, here = plan.config.ray, placement.gpus_here()
+    nodes = placement.nodes_of(ray, [here] if here else [])
+    said = "ray.gpus" if ray.gpus else "of this machine"
+    if not nodes:
+        nodes = [sum(need.gpus * (1 if need.replicas == "auto" else need.replicas) for need in needs)]
+        said = "assumed, enough for all models at once; name yours: --set ray.gpus=N"
+    of_nodes = f", nodes of {' + '.join(map(str, nodes))}" if len(nodes) > 1 else ""
+    total = f"{sum(nodes)} GPU" + "s" * (sum(nodes) != 1)
+    table = Table(title=f"waves on {total} ({said}{of_nodes})")
+    for column in ("wave", "GPUs used", "idle", "model", "engines", "GPUs each", "share of work"):
+        table.add_column(column, justify="left" if column in ("wave", "model") else "right")
+    sizes, work = {need.model: need.gpus for need in needs}, {need.model: need.work for need in needs}
+    formed = placement.place(plan, needs, nodes)
+    for number, wave in enumerate(formed, 1):
+        used = sum(n * sizes[model] for model, n in wave.engines.items())
+        head = [f"{number} of {len(formed)}", str(used), str(sum(nodes) - used)]
+        for model, n in wave.engines.items():
+            share = work[model] / (sum(work.values()) or 1)
+            table.add_row(*head, model, str(n), str(sizes[model] or "CPU"), f"{share:.0%}")
+            head = [""] * 3
+    console.print(table)
 
 
 def print_results(
@@ -143,6 +112,8 @@ def print_results(
     for task, votes in facts["votes"].items():
         if taken := sentence(task, votes):
             console.print(taken, soft_wrap=True, highlight=False)
+    if facts.get("engines"):
+        console.print(idle.sentence(facts["idle"]), soft_wrap=True, highlight=False)
     if relative := facts.get("relative"):
         console.print(relative_line(relative), soft_wrap=True, highlight=False)
     if deadline := facts.get("deadline"):

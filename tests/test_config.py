@@ -7,6 +7,7 @@ import pytest
 from ensemble.config import ROOT, RunConfig, fingerprint
 from ensemble.errors import ConfigError
 from ensemble.load import load_config
+from ensemble.plan import make_plan
 
 DEMO = ROOT / "configs/demo.yaml"
 
@@ -57,6 +58,13 @@ def test_overrides_reach_every_part(override, read):
         ("models.smollm2.source={path: a, hub: b}", "name exactly one of hub, path, package"),
         ("models.smollm2.engine.hardware=L4", "set device: cuda (or cpu) too"),
         ("models.smollm2.engine.replicas=0", "models.smollm2.engine.replicas"),
+        ("models.smollm2.engine.kv_cache_dtype=int4", "engine.kv_cache_dtype: Input should be 'auto' or 'fp8'"),
+        (
+            "models.smollm2_gptq.engine.enable_chunked_prefill=false",
+            "set engine.max_num_batched_tokens to 2048 or more, or leave engine.enable_chunked_prefill out",
+        ),
+        ("ray.gpus=0", "ray.gpus: Input should be greater than or equal to 1"),
+        ("ray.stage_actors=none", "ray.stage_actors"),
         (
             "tasks.multiple_choice.members=[{model: smollm2, template: cloze, scoring: {method: generate}}, "
             "{model: smollm2, template: cloze, scoring: {method: cloze}}]",
@@ -69,6 +77,31 @@ def test_errors_name_the_place_and_the_cure(override, message):
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         load_config(DEMO, [override])
     assert "\n" not in str(caught.value)
+
+
+def test_a_batch_of_a_whole_input_needs_no_chunks():
+    section = "models.smollm2_gptq.engine"
+    config = load_config(DEMO, [f"{section}={{enable_chunked_prefill: false, max_num_batched_tokens: 2048}}"])
+    assert config.models["smollm2_gptq"].engine.enable_chunked_prefill is False
+
+
+@pytest.mark.parametrize(
+    ("engine", "same"),
+    [
+        ("max_num_seqs=7", True),
+        ("max_num_batched_tokens=512", True),
+        ("gpu_memory_utilization=0.5", True),
+        ("enable_chunked_prefill=true", True),
+        ("kv_cache_dtype=auto", True),
+        ("kv_cache_dtype=fp8", False),
+    ],
+)
+def test_what_changes_no_number_keeps_what_is_stored(engine, same):
+    def keys(*overrides):
+        plan = make_plan(load_config(DEMO, overrides), ["math"], lambda model: "files")
+        return [planned.key for planned in plan.tasks["math"]]
+
+    assert (keys(f"models.smollm2_gptq.engine.{engine}") == keys()) == same
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_the_most_doubtful_and_cheapest_questions_come_first(tmp_path, word_toke
         writer.add(plan.tasks["multiple_choice"][0].key, question.hash, Score(identity(n), table, np.ones(n, np.int32)))
     writer.flush()
     (item,) = by_promise(plan, store, read.blocks)
-    ((block, order),) = item.parts
+    ((block, order, *_),) = item.parts
     # doubt over prompts: pair .4/1, torn .6/2, half .4/2, sure .1/2
     assert (block, order) == (read.blocks[0], [3, 1, 2, 0])
     assert item.tasks == {"multiple_choice": 4}

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from ensemble import memory
-from ensemble.config import ROOT, ModelConfig
+from ensemble.config import ROOT, EngineConfig, ModelConfig
+from ensemble.engine import engine_args
 from ensemble.load import load_ablation, load_config, read_yaml
+from ensemble.presets import CHIPS, chip_name, with_preset
 
 # What the papers and the models' config.json say.
 LLAMA2_70B = {"parameters": 69.0, "bits": 4.25, "layers": 80, "kv_heads": 8, "head_dim": 128}
@@ -31,6 +33,7 @@ def model(shape: dict[str, Any] | None = None, engine: dict[str, Any] | None = N
         (LLAMA2_13B, {"dtype": "float32"}, 26.0, 1_638_400),
         (LLAMA2_7B, {}, 3.6, 524_288),  # 2 * 32 * 32 * 128 * 2: half a MiB
         (LLAMA2_13B, {"quantize": {"bits": 4}}, 6.9, 819_200),  # 13e9 * 4.25 / 8
+        (LLAMA2_13B, {"engine": {"device": "cuda", "kv_cache_dtype": "fp8"}}, 26.0, 409_600),  # a byte a number
     ],
 )
 def test_weights_and_kv_cache(shape: dict[str, Any], fields: dict[str, Any], gigabytes: float, kv_token: int) -> None:
@@ -68,12 +71,39 @@ def test_the_verdict(shape: dict[str, Any], engine: dict[str, Any], fits: bool) 
 
 
 def test_the_printed_arithmetic() -> None:
-    # 22.0 * 0.9 - 34.14 / 2 - 1.5 = 1.23 GiB = 1.321e9 bytes / 163,840 = 8,064 tokens; 2 * 4096 = 8,192
+    # hidden: sqrt(69e9 / 960) = 8,478. Activations: 2 * (4 + 12 / 2) * 8,478 * 8,192 bytes = 1.294 GiB, more than
+    # 40 * 128,000 * 256 bytes = 1.221 GiB for sampling; with 0.7 GiB of CUDA and graphs 1.994.
+    # 22.0 * 0.9 - 34.14 / 2 - 1.994 = 0.737 GiB = 7.913e8 bytes / 163,840 = 4,829 tokens
     assert memory.lines(model(LLAMA2_70B, {"tensor_parallel_size": 2}), "cuda") == [
         "memory: weights 34.1 GiB, KV cache 327,680 bytes a token, 1.25 GiB for 4,096 tokens",
-        "2 x L4 (22.0 GiB, 90% of it used): 17.1 weights + 1.5 runtime + 1.2 KV cache a GPU = 8,064 tokens, "
-        "2.0 full inputs: fits",
+        "2 x L4 (22.0 GiB, 90% of it used; batches of 8,192 tokens, 256 sequences): 17.1 weights + 2.0 runtime "
+        "+ 0.7 KV cache a GPU = 4,829 tokens, 1.2 full inputs: fits",
     ]
+    # Smaller batches: 2 * 10 * 8,478 * 2,048 bytes = 0.3234 GiB, runtime 1.0234, room 1.7072 GiB = 11,188 tokens
+    engine = {"tensor_parallel_size": 2, "max_num_batched_tokens": 2048, "max_num_seqs": 64}
+    assert memory.lines(model(LLAMA2_70B, engine), "cuda")[1] == (
+        "2 x L4 (22.0 GiB, 90% of it used; batches of 2,048 tokens, 64 sequences): 17.1 weights + 1.0 runtime "
+        "+ 1.7 KV cache a GPU = 11,188 tokens, 2.7 full inputs: fits"
+    )
+
+
+LLAMA3_8B = {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "hidden_size": 4096}
+
+
+@pytest.mark.parametrize(
+    ("seqs", "gpus", "logged"),
+    [(1, 1, 1.10), (128, 1, 1.10), (256, 1, 1.26), (256, 2, 1.26)],  # vLLM's pull requests 9003 and 10511
+)
+def test_activations_are_those_that_vllm_logged(tmp_path: Path, seqs: int, gpus: int, logged: float) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA3_8B | {"vocab_size": 128_256}))
+    with (tmp_path / "model.safetensors").open("wb") as f:
+        f.truncate(16_060_522_240)  # what the model's files hold; on disk it takes no room
+    need = memory.needs(model(None, source={"path": str(tmp_path)}))
+    assert need is not None
+    engine = EngineConfig(max_num_batched_tokens=8192, max_num_seqs=seqs, tensor_parallel_size=gpus)
+    runtime = need.runtime(engine, gpus)
+    assert runtime - 0.7 == pytest.approx(logged, abs=0.05)
+    assert need.runtime(engine.model_copy(update={"enforce_eager": True}), gpus) == pytest.approx(runtime - 0.3)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +146,47 @@ def test_a_suggested_context_length_fits() -> None:
     ],
 )
 def test_chips_by_name(name: str, chip: str | None) -> None:
-    found = memory.chip_memory(name)
-    assert (found and found[0]) == chip
+    assert chip_name(name) == chip
+
+
+@pytest.mark.parametrize(
+    ("hardware", "engine", "utilization", "seqs", "tokens"),
+    [
+        ("L4", {}, 0.9, 256, 8192),
+        ("cuda:NVIDIA H200", {}, 0.92, 1024, 16384),
+        ("cuda:NVIDIA A100-SXM4-80GB", {}, 0.92, 1024, 16384),
+        ("NVIDIA A100-PCIE-40GB", {}, 0.92, 256, 8192),
+        ("some other GPU", {}, 0.9, 256, 8192),
+        ("H200", {"gpu_memory_utilization": 0.15, "max_num_seqs": 64}, 0.15, 64, 16384),  # what is set counts
+        ("H200", {"max_num_batched_tokens": 512}, 0.92, 512, 512),  # vLLM wants no more sequences than tokens
+        ("L4", {"max_num_seqs": 10_000}, 0.9, 10_000, 10_000),
+    ],
+)
+def test_the_preset_fills_what_is_left_out(
+    hardware: str, engine: dict[str, Any], utilization: float, seqs: int, tokens: int
+) -> None:
+    found = with_preset(EngineConfig(**engine), hardware)
+    assert (found.gpu_memory_utilization, found.max_num_seqs, found.max_num_batched_tokens) == (
+        utilization, seqs, tokens,
+    )  # fmt: skip
+
+
+def test_the_documentation_has_the_presets() -> None:
+    page = (ROOT / "docs/pools.md").read_text(encoding="utf-8")
+    for name, chip in CHIPS.items():
+        row = f"| {name} | {chip.gib} | {chip.gpu_memory_utilization:.2f} | {chip.max_num_seqs:,} |"
+        assert f"{row} {chip.max_num_batched_tokens:,} |" in page
+
+
+def test_vllm_is_started_with_the_preset_on_a_gpu_and_without_on_a_cpu() -> None:
+    config = model(LLAMA2_7B, {"hardware": "H200", "max_num_seqs": 512, "kv_cache_dtype": "fp8"})
+    arguments = engine_args(config, Path("m"), "cuda")
+    names = ("gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "kv_cache_dtype")
+    assert [arguments[name] for name in names] == [0.92, 512, 16384, "fp8"]
+    plain = engine_args(model(LLAMA2_7B, {"device": "cpu", "hardware": "H200"}), Path("m"), "cpu")
+    assert not plain.keys() & {*names, "enable_chunked_prefill"}
+    chunked = engine_args(model(LLAMA2_7B, {"enable_chunked_prefill": True}), Path("m"), "cuda")
+    assert chunked["enable_chunked_prefill"] is True
 
 
 def test_an_unknown_chip_is_asked_for() -> None:

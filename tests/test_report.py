@@ -19,6 +19,7 @@ from ensemble import charts, figures, report
 from ensemble.config import Letter, Member, RunConfig, TaskPlan, Template
 from ensemble.digest import KEPT, Calibration, Digest, Tally, bin_of, brief, pieces
 from ensemble.grading import GradeBook
+from ensemble.idle import CAUSES
 from ensemble.outputs import Written
 from ensemble.plan import Plan
 from ensemble.read import InputSummary
@@ -176,6 +177,22 @@ ALWAYS = {"questions", "cost", "examples", "run"}
 
 def sections(html: str) -> set[str]:
     return set(re.findall(r'<h2 id="(\w+)"', html))
+
+
+def engines(n: int) -> dict[str, Any]:
+    """The manifest's part of n engines, each busier than the next, the last of them restarted."""
+    counts = {"gpus": 1, "requests": 24, "prompt_tokens": 9000, "cached_tokens": 7200, "output_tokens": 24, "errors": 0}
+    told = {"node": "h", "restarted": False, "cached_share": 0.8, "tokens_per_second": 2256.0, "memory_gib": 21.5}
+    lives = [
+        {"model": "m", "replica": i, "seconds": {"loading": 20.0, "busy": 70.0 - i, "tail": 10.0 + i}} | counts | told
+        for i in range(n)
+    ]
+    lives.append(lives[-1] | {"restarted": True, "seconds": {"restart": 4.5}, "memory_gib": None})
+    spent = {
+        what: sum(life["seconds"].get(what, 0.0) for life in lives) for what in ("busy", "loading", "tail", "restart")
+    }
+    seconds = {"busy": 0.0, **dict.fromkeys(CAUSES, 0.0)} | spent | {"unused": 100.0}
+    return {"engines": lives, "idle": {"of": "GPU", "devices": n + 1, "span": 100.0, "seconds": seconds}}
 
 
 # ---- numbers
@@ -347,6 +364,8 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path):
         ([choice(0, near_tie=True)], {}, {"scores", "confidence", "options", "stability"}),
         ([text_row(0, "math")], {"drift": {"repeated": 2, "mean": 0.1, "max": 0.2}}, {"scores", "stability"}),
         ([text_row(0, "math")], {"slowest": [{"row_index": 0, "seconds": 2.0}]}, {"scores", "slowest"}),
+        ([text_row(0, "math")], engines(1), {"scores", "engines"}),
+        ([text_row(0, "math")], {"engines": []}, {"scores"}),
     ],
 )
 def test_a_section_is_there_exactly_when_it_has_something_to_show(
@@ -429,6 +448,29 @@ def test_the_parts_of_inference_stand_for_it_among_the_steps():
     spent = {"read": 1.0, "infer": 9.0, "write": 2.0, "inference": {"engines": 5.0, "solve": 3.0}}
     expected = [("read", 1), ("load models", 5), ("answer", 3), ("rest of inference", 1), ("write", 2)]
     assert [(name, float(value)) for name, value in charts.stages(spent).rows] == expected
+
+
+def test_engines_are_told_life_by_life_and_drawn_with_what_they_waited_for(tmp_path: Path):
+    text = Page(write(tmp_path / "r.html", [text_row(0, "math")], **engines(2))).text
+    # Of 304.5 s (100 of them nobody's): busy 70 + 69, loading 40, tail 10 + 11, restart 4.5.
+    assert "GPUs busy 46% of 100 s x 3; idle: unused 33%, loading 13%, tail 7%, restart 1%." in text
+    assert "m/0 h 1 20.0 70.0 24 9,000 80% 24 2,256 0 21.5" in text
+    assert "m/1 ▲ restarted h 1 4.5 0.0 24 9,000 80% 24 2,256 0" in text
+    chart = charts.engines(engines(2))
+    assert chart is not None
+    assert chart.head == ("seconds", "loading", "busy", "restart", "tail", "unused")
+    # The mean GPU of three; replica 1 with both its lives.
+    assert chart.rows[0] == ("mean GPU", "13.3", "46.3", "1.5", "7.0", "33.3")
+    assert chart.rows[2] == ("m/1", "20.0", "69.0", "4.5", "11.0", "0.0")
+    assert "starved" not in chart.caption
+    assert "tail: the engine had done its last work" in chart.caption
+
+
+def test_of_many_engines_the_least_busy_are_drawn():
+    chart = charts.engines(engines(40))
+    assert chart is not None
+    assert [row[0] for row in chart.rows[1:]] == [f"m/{i}" for i in range(28, 40)]
+    assert "the 12 engines that were least busy" in chart.caption
 
 
 def test_a_deadline_says_what_it_left_out(tmp_path: Path):

@@ -1,0 +1,42 @@
+"""The GPUs of this process, asked through the driver (NVML): CUDA would take memory of its own."""
+
+import os
+import time
+from typing import Any
+
+FREE_SECONDS = 120.0  # for an engine that ended, or was killed, to give its memory back
+SLACK = 0.02  # of the memory: the driver's own
+
+
+class Gpus:
+    """Raises ImportError or NVML's errors where there are none, or no driver that answers."""
+
+    def __init__(self) -> None:
+        from vllm.third_party import pynvml
+
+        self._nvml: Any = pynvml
+        pynvml.nvmlInit()
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = [str(i) for i in range(pynvml.nvmlDeviceGetCount())] if shown is None else shown.split(",")
+        by_index, by_uuid = pynvml.nvmlDeviceGetHandleByIndex, pynvml.nvmlDeviceGetHandleByUUID
+        self._devices = [by_index(int(name)) if name.isdigit() else by_uuid(name) for name in names if name]
+
+    def used_gib(self) -> float:
+        """Memory in use on all of them, by whomever."""
+        return sum(float(self._nvml.nvmlDeviceGetMemoryInfo(device).used) for device in self._devices) / 2**30
+
+    def free(self) -> float:
+        """The least share of free memory of any of them, 0 to 1."""
+        infos = [self._nvml.nvmlDeviceGetMemoryInfo(device) for device in self._devices]
+        return min((info.free / info.total for info in infos), default=1.0)
+
+
+def wait_for_memory(share: float) -> None:
+    """Until this share of each GPU's memory is free, or for FREE_SECONDS: vLLM then says what lacks."""
+    try:
+        gpus = Gpus()
+        until = time.monotonic() + FREE_SECONDS
+        while gpus.free() < share - SLACK and time.monotonic() < until:
+            time.sleep(0.5)
+    except Exception:  # no driver that answers: vLLM finds out by itself
+        return

@@ -1,0 +1,211 @@
+"""Engine actors: each one engine in a process of its own, restarted by Ray where it dies."""
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+import ensemble.errors
+from ensemble import models
+from ensemble.config import ModelConfig, Sampling
+from ensemble.engine import Engine, GenerateReply, ScoreReply, ScoreRequest, is_dead
+from ensemble.errors import EngineError
+from ensemble.fake import FakeEngine
+from ensemble.gpu import wait_for_memory
+from ensemble.placement import pack
+from ensemble.presets import with_preset
+from ensemble.vitals import Recorder, Vitals
+from pipelines.cluster import Node, enter
+from pipelines.metrics import Exporter
+
+RESTARTS = 10  # of one engine in a run
+CPU_SHARE = 0.5  # of Ray's CPUs for an engine without a GPU: vLLM takes its cores itself
+
+
+class EngineSpec(NamedTuple):
+    """All that an engine actor needs; plain data. stall: seconds without progress after which it is restarted."""
+
+    model: str
+    config: ModelConfig
+    device: str
+    cwd: str
+    stall: float
+
+    @property
+    def gpus(self) -> int:
+        return self.config.engine.tensor_parallel_size if self.device == "cuda" else 0
+
+
+class Score(NamedTuple):
+    """A question's prompts, in the sequence in which they share the longest prefixes."""
+
+    requests: Sequence[ScoreRequest]
+
+
+class Generate(NamedTuple):
+    prompt: Sequence[int]
+    sampling: Sampling
+    seed: int
+
+
+Call = Score | Generate
+
+
+class Failure(NamedTuple):
+    """An error as plain data: its type keeps its name on the way through Ray."""
+
+    type: str
+    message: str
+
+    def error(self) -> Exception:
+        kind = getattr(ensemble.errors, self.type, None)
+        return kind(self.message) if kind else EngineError(f"{self.type}: {self.message}")
+
+
+Outcome = list[ScoreReply] | GenerateReply | Failure
+
+
+class Gate:
+    """Lets many in together, or one alone; who wants to be alone goes first."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Condition()
+        self._inside, self._alone, self._wish = 0, False, 0
+
+    @asynccontextmanager
+    async def shared(self) -> AsyncIterator[None]:
+        if self._alone or self._wish:
+            async with self._changed:
+                await self._changed.wait_for(lambda: not self._alone and not self._wish)
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            await self._tell()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        self._wish += 1
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._alone and not self._inside)
+        self._wish, self._alone = self._wish - 1, True
+        try:
+            yield
+        finally:
+            self._alone = False
+            await self._tell()
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+
+class EngineActor:
+    """One engine. It starts at the first call, so a restarted actor starts itself."""
+
+    def __init__(self, spec: EngineSpec, replica: int, speed: float = 1.0) -> None:
+        self._spec, self._speed = spec, speed
+        self._engine: Any = None
+        self._starting, self._gate = asyncio.Lock(), Gate()
+        self._recorder, self._exporter = Recorder(spec.model, replica, spec.gpus), Exporter(spec.model, replica)
+        threading.Thread(target=self._guard, daemon=True).start()
+
+    async def start(self) -> None:
+        async with self._starting:
+            if self._engine is None:
+                self._engine = await self._start()
+                self._recorder.started()
+
+    async def vitals(self) -> Vitals:
+        """What the engine does; Ray's metrics get it too."""
+        vitals = self._recorder.snapshot()
+        self._exporter.update(vitals)
+        return vitals
+
+    async def ask(self, calls: Sequence[Call], alone: bool = False) -> list[Outcome]:
+        """The calls' outcomes once all are there. alone: the engine does nothing else meanwhile."""
+        await self.start()
+        async with self._gate.alone() if alone else self._gate.shared():
+            with self._recorder.working(len(calls)):
+                return await asyncio.gather(*map(self._outcome, calls))
+
+    async def close(self) -> None:
+        """Ends the engine's processes and frees its memory."""
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.close)
+
+    async def _outcome(self, call: Call) -> Outcome:
+        recorder = self._recorder
+        try:
+            if isinstance(call, Score):
+                replies: list[ScoreReply] = await self._engine.score(call.requests)
+                recorder.add(
+                    sum(r.prompt_tokens for r in replies), sum(r.cached_tokens for r in replies), 0, len(call.requests)
+                )
+                return replies
+            reply: GenerateReply = await self._engine.generate(*call)
+            recorder.add(reply.prompt_tokens, reply.cached_tokens, reply.tokens)
+            return reply
+        except Exception as e:
+            if is_dead(e):  # only a new process helps: Ray restarts the actor, the client asks again
+                os._exit(1)
+            recorder.error()
+            return Failure(type(e).__name__, str(e))
+
+    async def _start(self) -> Engine:
+        spec, recorder = self._spec, self._recorder
+        if spec.config.engine.fake is not None:
+            return FakeEngine(**spec.config.engine.fake, speed=self._speed)
+        from ensemble.engine import VLLMEngine
+
+        enter(spec.cwd)
+        recorder.status = "preparing"
+        folder = await asyncio.to_thread(models.prepare, spec.model, spec.config, self._report)
+        if spec.device == "cuda":
+            recorder.status = "waiting for the GPU's memory"
+            settings = with_preset(spec.config.engine, spec.config.engine.hardware or models.hardware("cuda"))
+            await asyncio.to_thread(wait_for_memory, settings.gpu_memory_utilization or 0.0)
+        recorder.status = "loading"
+        await asyncio.sleep(0.2)  # lets a waiting look at the vitals be answered: construction blocks this loop
+        return VLLMEngine(spec.config, folder, spec.device, recorder)
+
+    def _report(self, line: str) -> None:
+        self._recorder.status = line
+
+    def _guard(self) -> None:
+        """Ends the process of an engine that hangs, so that Ray starts it again."""
+        while self._recorder.stalled() < self._spec.stall:
+            time.sleep(min(1.0, self._spec.stall / 4))
+        os._exit(1)
+
+
+def start_engines(
+    specs: Sequence[EngineSpec], engines: Mapping[str, int], nodes: Sequence[Node]
+) -> dict[str, list[Any]]:
+    """Engine actors per model, so many of each, all starting at once, on the nodes that `placement.pack` gives them:
+    left to itself Ray may put small engines where then no room is left for a large one."""
+    actor = ray.remote(EngineActor)
+    wanted = [(spec, replica) for spec in specs for replica in range(engines[spec.model])]
+    on_gpus = [(spec.model, replica) for spec, replica in wanted if spec.gpus]
+    places = pack([spec.gpus for spec, _ in wanted if spec.gpus], [node.gpus for node in nodes])
+    assert places is not None, "a wave fits its GPUs"
+    node_of = {engine: nodes[place].id for engine, place in zip(on_gpus, places, strict=True)}
+    started: dict[str, list[Any]] = {spec.model: [] for spec in specs}
+    for spec, replica in wanted:
+        options: dict[str, Any] = {"num_cpus": CPU_SHARE}
+        if spec.gpus:  # soft: where its node is lost it may start on another one
+            near = NodeAffinitySchedulingStrategy(node_of[spec.model, replica], soft=True)
+            options = {"num_gpus": spec.gpus, "scheduling_strategy": near}
+        started[spec.model].append(
+            actor.options(max_concurrency=10_000, max_restarts=RESTARTS, max_task_retries=0, **options).remote(
+                spec, replica
+            )
+        )
+    return started
