@@ -69,7 +69,7 @@ class VLLMEngine:
                 f"vLLM is not installed here ({e}): run make setup, or install requirements/gpu.txt"
             ) from e
         try:
-            arguments = AsyncEngineArgs(**engine_args(config, folder, device), disable_log_stats=recorder is None)
+            arguments = AsyncEngineArgs(**engine_args(config, folder, device), disable_log_stats=True)
             self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[stat_logger(recorder)] if recorder else [])
         except Exception as e:
             # vLLM's own message says "see root cause above"; the engine process has printed that cause to the log.

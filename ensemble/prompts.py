@@ -11,7 +11,7 @@ from ensemble.config import Member, ModelConfig, Template, fingerprint, is_chat
 from ensemble.errors import PromptError, TooLongError
 from ensemble.records import Order, PromptFacts, Question
 from ensemble.render import Renderer, join_plain
-from ensemble.tokens import beginning, encoder
+from ensemble.tokens import Encoder, beginning
 
 CENTRES = {"head": 0.0, "tail": 1.0}  # of what is cut; `middle` states its own
 FAR_TOO_LONG = 12  # characters a token: more than tokenizers put into one on average
@@ -54,7 +54,7 @@ class Prompter:
         self._answers = [self._renderer.answer(label) for label in self._renderer.labels]
         # A chat template writes its own beginning of sequence: adding one more would change the numbers.
         self._begin = [] if self._chat else beginning(tokenizer)
-        self._tokens = encoder(tokenizer)
+        self._tokens = Encoder(tokenizer)
 
     def letters(self, question: Question, order: Order) -> ChoicePrompt:
         """One prefill shows the options in `order`; each continuation is the one token of the option's label.
@@ -63,11 +63,14 @@ class Prompter:
         Raises PromptError where that is not the prompt and one token more, or where two labels are the same token.
         """
         text, prompt, facts = self._fit(question, order, reserve=1)
+        head, tail = self._tokens.split(text)  # the labels differ from the prompt behind the last seam only
+        start = self._begin + head
+        end = prompt[len(start) :]
         tokens: list[list[int]] = [[] for _ in order]
         for position, option in enumerate(order):
-            ids = self._encode(text + self._answers[position])
-            if not _is_one_more(prompt, ids):
-                raise self._unresolved(text, prompt, position, len(order), ids)
+            ids = self._tokens(tail + self._answers[position])
+            if not _is_one_more(end, ids):
+                raise self._unresolved(text, prompt, position, len(order), start + ids)
             tokens[option] = ids[-1:]
         if len({t[0] for t in tokens}) != len(tokens):
             raise PromptError(

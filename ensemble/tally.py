@@ -19,6 +19,7 @@ class Tally:
     requests and tokens. spans: task -> first start and last end, epoch seconds. drift: change of a log-probability of
     each question that was asked twice. letter_mass: task -> smallest. slowest: {row_index, id, task, seconds}, at
     least the `top` ones. seconds: of the driver's steps. fatal: type and message of what ends the run.
+    preflight: the task that it tried.
     """
 
     errors: dict[int, tuple[str, str]] = field(default_factory=dict)
@@ -30,6 +31,7 @@ class Tally:
     slowest: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     fatal: tuple[str, str] | None = None
+    preflight: str | None = None
 
     def answered(self, question: Question, started: float, ended: float) -> None:
         """Notes a question that engines answered."""

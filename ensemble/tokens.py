@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,25 +41,30 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
-def encoder(tokenizer: Any) -> Encode:
+class Encoder:
     """Token ids of a text, without special tokens: what the tokenizer gives for the whole text at once."""
-    whole = _whole(tokenizer)
-    seam = _seam(tokenizer)
-    if seam is None:
-        return whole
-    known = lru_cache(maxsize=PIECES)(whole)
 
-    def encode(text: str) -> list[int]:
+    def __init__(self, tokenizer: Any) -> None:
+        self._whole, self._seam = _whole(tokenizer), _seam(tokenizer)
+        self._known = lru_cache(maxsize=PIECES)(self._whole)
+
+    def __call__(self, text: str) -> list[int]:
         ids: list[int] = []
-        start = 0
-        for match in seam.finditer(text):
-            end = match.end()
-            ids += known(text[start:end]) if end - start <= LONGEST_PIECE else whole(text[start:end])
-            start = end
-        piece = text[start:]
-        return ids + (known(piece) if len(piece) <= LONGEST_PIECE else whole(piece))
+        for piece in self._pieces(text):
+            ids += self._piece(piece)
+        return ids
 
-    return encode
+    def split(self, text: str) -> tuple[list[int], str]:
+        """The ids of the text up to a place where it can be taken apart whatever follows it, and the rest."""
+        *head, tail = self._pieces(text)
+        return [i for piece in head for i in self._piece(piece)], tail
+
+    def _piece(self, piece: str) -> list[int]:
+        return self._known(piece) if len(piece) <= LONGEST_PIECE else self._whole(piece)
+
+    def _pieces(self, text: str) -> list[str]:
+        ends = [match.end() for match in self._seam.finditer(text)] if self._seam else []
+        return [text[start:end] for start, end in pairwise([0, *ends, len(text)])]
 
 
 def _whole(tokenizer: Any) -> Encode:

@@ -5,17 +5,17 @@ bounded in tokens, so that engines stay full, and who is faster gets more.
 
 An engine that dies takes all down that it was working on, and one of those questions may be the cause. So they are
 suspects: they are asked again on an engine that does nothing else meanwhile, in groups of the square root of their
-number, and after a second death one by one. A question that is alone with its last engine's death is given up.
+number, and after a second death one by one. A question that is alone with its last engine's death is given up. Other
+stage actors have suspects of the same engine: only whom the engine has let in answers for its death.
 """
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Sequence
 from math import isqrt
 from typing import Any, NamedTuple
 
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from ensemble.config import RayConfig, Sampling
 from ensemble.engine import GenerateReply, ScoreReply, ScoreRequest
@@ -24,6 +24,9 @@ from pipelines.pool import Call, Failure, Generate, Outcome, Score
 
 MESSAGE_TOKENS = 4096  # of questions that are sent to an engine together: one message costs a millisecond
 BACKOFF_SECONDS = (1.0, 30.0)  # between two looks at an engine that is down: the first, and the longest
+ABSENT_SECONDS = 20.0  # without a process, after which another engine gets the suspects: Ray needs a few to start one
+
+NO_ENGINE = Failure("EngineError", "every engine of the model is dead: see Ray's logs, then run the same command again")
 
 
 class Settings(NamedTuple):
@@ -140,8 +143,7 @@ class EngineClient:
                 self._queue.popleft()
                 continue
             if all(engine.gone for engine in self._engines):
-                reason = "every engine of the model is dead: see Ray's logs, then run the same command again"
-                self._queue.popleft().settle(Failure("EngineError", reason))
+                self._queue.popleft().settle(NO_ENGINE)
                 continue
             engine = self._least_busy(self._queue[0].tokens)
             if engine is None:
@@ -165,8 +167,11 @@ class EngineClient:
         message = [self._queue.popleft()]
         tokens = message[0].tokens
         while self._queue and isinstance(message[-1].call, Score) and isinstance(self._queue[0].call, Score):
+            if self._queue[0].outcome.done():
+                self._queue.popleft()
+                continue
             tokens += self._queue[0].tokens
-            if tokens > MESSAGE_TOKENS or not self._has_room(engine, tokens):
+            if tokens > MESSAGE_TOKENS or engine.outstanding + tokens > self._settings.tokens:
                 break
             message.append(self._queue.popleft())
         return message
@@ -176,15 +181,15 @@ class EngineClient:
         self._tasks.add(task)  # the loop itself holds tasks only weakly
         task.add_done_callback(self._tasks.discard)
 
-    def _send(self, engine: _Engine, message: list[_Waiting], alone: bool = False) -> Any:
+    def _send(self, engine: _Engine, message: list[_Waiting], ticket: int | None = None) -> Any:
         """Counted at once, so that the next look sees it; the coroutine does the rest."""
         engine.outstanding += sum(waiting.tokens for waiting in message)
-        return self._deliver(engine, message, alone)
+        return self._deliver(engine, message, ticket)
 
-    async def _deliver(self, engine: _Engine, message: list[_Waiting], alone: bool) -> None:
+    async def _deliver(self, engine: _Engine, message: list[_Waiting], ticket: int | None) -> None:
         try:
             calls = [waiting.call for waiting in message]
-            sent = engine.actor.ask.remote(calls, alone)
+            sent = engine.actor.ask.remote(calls, ticket)
             outcomes: list[Outcome] = await asyncio.wait_for(sent, self._settings.request)
             for waiting, outcome in zip(message, outcomes, strict=True):
                 waiting.settle(outcome)
@@ -213,51 +218,76 @@ class EngineClient:
             if again.deaths <= self._settings.retries:
                 engine.suspects.append(again)
                 continue
+            times = "once" if again.deaths == 1 else f"{again.deaths} times"
             last = ", the last time alone with it" if len(message) == 1 and again.deaths > 1 else ""
-            reason = f"the engine died {again.deaths} times on this question{last} ({first_line(error)})"
+            reason = f"the engine died {times} on this question{last} ({first_line(error)})"
             waiting.settle(Failure("EngineError", reason))
         if engine.up:
             engine.up = False
             self._start(self._revive(engine))
 
     async def _revive(self, engine: _Engine) -> None:
-        """Until Ray has started the engine again, or given it up; then its suspects."""
-        patience, pause = time.monotonic() + self._settings.start, BACKOFF_SECONDS[0]
-        while True:
+        """Until Ray has started the engine again, or it is given up; its suspects follow."""
+        clock, pause = asyncio.get_running_loop().time, BACKOFF_SECONDS[0]
+        began = clock()
+        while not engine.up and not engine.gone:
             try:
-                await asyncio.wait_for(engine.actor.start.remote(), max(patience - time.monotonic(), 1.0))
+                await asyncio.wait_for(engine.actor.start.remote(), self._settings.start)
                 engine.up = True
-                break
-            except ActorUnavailableError:  # its new process is not there yet
+            except ActorUnavailableError:  # it has no process: not yet, or for want of a node
+                engine.gone = clock() - began > self._settings.start
+                if clock() - began > ABSENT_SECONDS:
+                    self._hand_over(engine)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, BACKOFF_SECONDS[1])
-            except (RayError, TimeoutError):
+            except Exception:  # dead for good, or it cannot load
                 engine.gone = True
-                break
-        suspects, engine.suspects = engine.suspects, []
         if engine.gone:
-            engine = self._heir(engine)
-        engine.suspects += suspects
-        if engine.up and not engine.isolating:
-            await self._isolate(engine)
+            self._hand_over(engine)
+        self._ask_suspects(engine)
         self._wake()
 
-    def _heir(self, engine: _Engine) -> _Engine:
-        """Who is to answer the suspects of an engine that is gone: another one, where there is one."""
-        return next((e for e in self._engines if not e.gone), engine)
+    def _hand_over(self, engine: _Engine) -> None:
+        """The suspects of an engine that is down, to one that is up or, if this one is gone, may come up; to nobody
+        where there is none."""
+        others = [e for e in self._engines if e.up] or [e for e in self._engines if engine.gone and not e.gone]
+        if others:
+            heir = min(others, key=lambda e: (len(e.suspects), e.outstanding))
+            heir.suspects += engine.suspects
+            engine.suspects = []
+            self._ask_suspects(heir)
+        elif engine.gone:
+            for waiting in engine.suspects:
+                waiting.settle(NO_ENGINE)
+            engine.suspects = []
+
+    def _ask_suspects(self, engine: _Engine) -> None:
+        if engine.up and engine.suspects and not engine.isolating:
+            engine.isolating = True
+            self._start(self._isolate(engine))
 
     async def _isolate(self, engine: _Engine) -> None:
-        """Asks the suspects group by group."""
-        engine.isolating = True
+        """Asks the suspects group by group. Who waits to be let in is not to blame for a death."""
         while engine.suspects and engine.up:
-            first = engine.suspects[0]
-            same = [waiting for waiting in engine.suspects if waiting.deaths == first.deaths]
-            size = 1 if first.deaths >= self._settings.retries else isqrt(len(same))
-            group = same[:size]
-            engine.suspects = [waiting for waiting in engine.suspects if waiting not in group]
-            await self._send(engine, [waiting for waiting in group if not waiting.outcome.done()], alone=True)
+            try:
+                ticket = await asyncio.wait_for(engine.actor.reserve.remote(), self._settings.request)
+            except RayActorError as e:
+                self._died(engine, [], e)
+            except Exception as e:
+                failure = self._failure(e)
+                for waiting in engine.suspects:
+                    waiting.settle(failure)
+                engine.suspects = []
+            else:
+                await self._send(engine, self._group(engine), ticket)
         engine.isolating = False
-        if engine.gone:  # there is nobody left to ask
-            for waiting in engine.suspects:
-                waiting.settle(Failure("EngineError", "the engine died and could not be started again: see Ray's logs"))
-            engine.suspects = []
+        self._wake()
+
+    def _group(self, engine: _Engine) -> list[_Waiting]:
+        """Takes from the suspects those to ask together: as often suspected as the first."""
+        engine.suspects = [waiting for waiting in engine.suspects if not waiting.outcome.done()]
+        same = [waiting for waiting in engine.suspects if waiting.deaths == engine.suspects[0].deaths]
+        size = 1 if same and same[0].deaths >= self._settings.retries else isqrt(len(same))
+        group = same[:size]
+        engine.suspects = [waiting for waiting in engine.suspects if waiting not in group]
+        return group

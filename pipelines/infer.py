@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import inf
 from typing import Any, NamedTuple
 
 import ray
@@ -24,13 +25,14 @@ from pipelines.cluster import Node, await_gpus, connect, gpu_nodes, total, wait_
 from pipelines.deadline import Deadline, by_promise
 from pipelines.pool import EngineSpec, start_engines
 from pipelines.progress import Progress
-from pipelines.sample import first_questions, sample_work
-from pipelines.stage import Job, preflight
-from pipelines.stream import STAGE_CPUS, by_name, stream, stream_until
+from pipelines.sample import SampleWork, first_questions, sample_work
+from pipelines.stage import Job
+from pipelines.stream import Stream, by_name
 from pipelines.watch import Board, Watch
-from pipelines.work import everything, shares
+from pipelines.work import Part, everything, shares
 
 CLOSE_SECONDS = 60.0  # for an engine to give its GPU's memory back before the next wave
+END_SECONDS = 3.0  # for the stage actors of a pass that is given up
 FATAL = ("ModelError", "ConfigError", "PromptError")
 
 
@@ -99,56 +101,139 @@ def _wave(
 ) -> bool:
     """With so many engines of each model, all that is missing of them; False where the deadline comes first."""
     config = plan.config
-    missing = Counter({task: n for task, n in missing.items() if set(plan.models([task])) & engines.keys()})
     specs = [EngineSpec(m, config.models[m], plan.devices[m], os.getcwd(), config.ray.stall_seconds) for m in engines]
     actors = start_engines(specs, engines, nodes)
     with run.watch.wave(actors):
-        board = ray.remote(num_cpus=0)(Board)
-        stages = _stages(plan, engines)
-        # Nobody there draws samples: their populations would be most of what is sent.
-        sent = plan._replace(populations={})
-        first = run.deadline is not None
-        job = Job(sent, run.store, actors, board.remote(), os.getcwd(), stages, first, run.until)
-        # Sent before the engines are ready: its imports and tokenizers load meanwhile.
-        asked = first_questions(plan, run.blocks, list(missing))
-        tried = ray.remote(num_cpus=STAGE_CPUS)(preflight).remote(job, asked)
-        data = importlib.import_module("ray.data")  # takes seconds, spent while the engines load
-        with run.timed("engines"):
-            ready = _await_engines(actors, config.ray.engine_start_seconds, run)
-        with run.timed("preflight"):
-            if not ready or not _take_tried(tried, config.ray.engine_start_seconds, run):
-                return False
-        _solve(data, plan, job, missing, board, run)
+        with _Wave(plan, actors, missing, run) as wave:
+            with run.timed("engines"):
+                ready = _await_engines(actors, config.ray.engine_start_seconds, run)
+            with run.timed("preflight"):
+                if not ready or not wave.preflight():
+                    return False
+            wave.solve()
         closing = [actor.close.remote() for each in actors.values() for actor in each]
         if not last:
             ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
-            for actor in (actor for each in actors.values() for actor in each):
-                ray.kill(actor)
+            _kill(actors)
     return True
 
 
-def _solve(data: Any, plan: Plan, job: Job, missing: Counter[str], board: Any, run: Pass) -> None:
-    """The sample that votes are calibrated on, then everything, then with a deadline what promises most."""
-    uncalibrated = [task for task in calibrated_tasks(plan) if task not in plan.calibrations and plan.whole(task)]
-    if sampled := bool(uncalibrated):
-        with run.timed("calibrate"):
-            plan, missing = _calibrate(data, plan, job, missing, run)
-        job = job._replace(plan=plan._replace(populations={}), board=board.remote())
-    items = everything(plan, run.blocks, missing, job.stages)
-    with run.timed("solve"):
-        with run.watch.counting(job.board, missing, run.until):
-            stream_until(data, job, items, run.tally, run.progress)
-        if sampled:
-            again = calibrated(plan, location(run.store), run.blocks, partly=True, failed=run.tally.errors)
-            if not _same(again, plan):  # a question of the sample failed at first: the rest is held to the new gate
-                job = job._replace(plan=again._replace(populations={}))
-                stream(data, job, items, run.tally, run.progress)
-        if run.deadline is not None and time.time() < run.deadline.until:
-            promising = by_promise(plan, location(run.store), run.blocks)
-            job = job._replace(first=False, board=board.remote(), until=run.deadline.until)
-            if promising and time.time() < run.deadline.until:
-                with run.watch.counting(job.board, sum((item.tasks for item in promising), Counter()), job.until):
-                    stream_until(data, job, [item.parts for item in promising], run.tally, run.progress)
+class _Wave:
+    """The passes over the questions with the engines of a wave: the sample that votes are calibrated on, everything,
+    and with a deadline what promises most. The first one starts at once: its actors get ready while engines load."""
+
+    def __init__(self, plan: Plan, actors: dict[str, list[Any]], missing: Counter[str], run: Pass) -> None:
+        self._plan, self._actors, self._run = plan, actors, run
+        self._missing = Counter({t: n for t, n in missing.items() if set(plan.models([t])) & actors.keys()})
+        self._stages = _stages(plan, {model: len(each) for model, each in actors.items()})
+        self._data = importlib.import_module("ray.data")  # takes seconds, spent while the engines load
+        self._uncalibrated = any(t not in plan.calibrations and plan.whole(t) for t in calibrated_tasks(plan))
+        self._sample = SampleWork([], Counter())
+        if self._uncalibrated:
+            self._sample = sample_work(plan, location(run.store), run.blocks)
+        self._tried = first_questions(plan, run.blocks, list(self._missing))
+        self._board = _board()
+        self._stream = self._pass(self._sampled() or self._everything(), gate=self._board, until=run.until)
+
+    def __enter__(self) -> "_Wave":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Where a pass is still under way nobody waits for it, but it must end before its connection to Ray does."""
+        if self._stream.running():
+            _kill(self._actors)
+            self._board.open.remote(False)
+            self._stream.wait(END_SECONDS)
+
+    def preflight(self) -> bool:
+        """Ends the run where a member cannot answer at all, say because its template does not fit its model; False
+        where the deadline comes first."""
+        run, seconds = self._run, self._plan.config.ray.engine_start_seconds
+        run.progress.note("preflight: one question per task")
+        ends = min(time.time() + seconds, run.until or inf)
+        for _ in self._tried:
+            tally = self._stream.tried(ends - time.time())
+            if tally is None:
+                if run.until is None:
+                    raise ModelError(f"the preflight took over {seconds:g} s: raise ray.engine_start_seconds")
+                return False
+            _judge(tally, run.progress)
+        self._board.open.remote()
+        return True
+
+    def solve(self) -> None:
+        run = self._run
+        if self._uncalibrated:
+            with run.timed("calibrate"):
+                self._calibrate()
+        with run.timed("solve"):
+            self._finish(self._missing)
+            if self._uncalibrated:
+                before, self._plan = self._plan, self._calibrated()
+                if not _same(before, self._plan):  # one of the sample failed at first: the rest is held to the new gate
+                    self._stream = self._pass(self._everything())
+                    self._stream.join()
+            if run.deadline is not None and time.time() < run.deadline.until:
+                self._promising(run.deadline)
+
+    def _calibrate(self) -> None:
+        """The sample is asked, and the plan calibrated on what came of it."""
+        if self._sample.parts:
+            self._run.progress.note("calibrating the votes on a sample")
+            self._finish(self._sample.tasks)
+        self._plan = self._calibrated()
+        for task, calibration in self._plan.calibrations.items():
+            if calibration.certificate is not None:
+                self._run.progress.note(f"{task}: {calibration.certificate.sentence()}")
+        if self._sample.parts:
+            self._missing -= self._sample.tasks
+            self._board = _board()
+            self._stream = self._pass(self._everything(), until=self._run.until)
+
+    def _promising(self, deadline: Deadline) -> None:
+        """All questions have an answer: what is left of their plans."""
+        items = by_promise(self._plan, location(self._run.store), self._run.blocks)
+        if items and time.time() < deadline.until:
+            self._board = _board()
+            self._stream = self._pass([item.parts for item in items], until=deadline.until, whole=True)
+            self._finish(sum((item.tasks for item in items), Counter()), deadline.until)
+
+    def _finish(self, totals: Counter[str], until: float | None = None) -> None:
+        with self._run.watch.counting(self._board, totals, until or self._run.until):
+            self._stream.join()
+
+    def _pass(
+        self, items: Sequence[Sequence[Part]], gate: Any = None, until: float | None = None, whole: bool = False
+    ) -> Stream:
+        """gate: closed until the preflight is over, which then comes first. whole: of each question all of its plan,
+        else with a deadline only as much as makes a decision possible."""
+        run = self._run
+        job = Job(
+            # Nobody there draws samples: their populations would be most of what is sent.
+            plan=self._plan._replace(populations={}), store=run.store, engines=self._actors, board=self._board,
+            cwd=os.getcwd(), stages=self._stages, gate=gate, first=run.deadline is not None and not whole, until=until,
+        )  # fmt: skip
+        return Stream(self._data, job, items, run.tally, run.progress, self._tried if gate else ())
+
+    def _sampled(self) -> list[list[Part]]:
+        parts, questions = self._sample.parts, self._sample.tasks.total()
+        return [[share] for part in parts for share in shares(part, len(parts), questions, self._stages)]
+
+    def _everything(self) -> list[list[Part]]:
+        return everything(self._plan, self._run.blocks, self._missing, self._stages)
+
+    def _calibrated(self) -> Plan:
+        run = self._run
+        return calibrated(self._plan, location(run.store), run.blocks, partly=True, failed=run.tally.errors)
+
+
+def _kill(actors: Mapping[str, list[Any]]) -> None:
+    for actor in (actor for each in actors.values() for actor in each):
+        ray.kill(actor)
+
+
+def _board() -> Any:
+    return ray.remote(num_cpus=0)(Board).remote()
 
 
 def _stages(plan: Plan, engines: Mapping[str, int]) -> int:
@@ -173,22 +258,6 @@ def _same(one: Plan, other: Plan) -> bool:
     return told(one) == told(other)
 
 
-def _calibrate(data: Any, plan: Plan, job: Job, missing: Counter[str], run: Pass) -> tuple[Plan, Counter[str]]:
-    """The first phase: the sample is asked, and the plan calibrated on what came of it; with what is then left."""
-    store = location(run.store)
-    work = sample_work(plan, store, run.blocks)
-    if work.parts:
-        run.progress.note("calibrating the votes on a sample")
-        parts = [share for p in work.parts for share in shares(p, len(work.parts), work.tasks.total(), job.stages)]
-        with run.watch.counting(job.board, work.tasks, job.until):
-            stream_until(data, job, [[part] for part in parts], run.tally, run.progress)
-    plan = calibrated(plan, store, run.blocks, partly=True, failed=run.tally.errors)
-    for task, calibration in plan.calibrations.items():
-        if calibration.certificate is not None:
-            run.progress.note(f"{task}: {calibration.certificate.sentence()}")
-    return plan, missing - work.tasks
-
-
 def _await_engines(actors: Mapping[str, list[Any]], seconds: float, run: Pass) -> bool:
     """Until every engine is ready, showing what each is doing; False where the deadline comes first."""
     waiting = {(model, i): a.start.remote() for model, each in actors.items() for i, a in enumerate(each)}
@@ -211,25 +280,14 @@ def _await_engines(actors: Mapping[str, list[Any]], seconds: float, run: Pass) -
     return True
 
 
-def _take_tried(tried: Any, seconds: float, run: Pass) -> bool:
-    """Ends the run where a member cannot answer at all, say because its template does not fit its model; False where
-    the deadline comes first."""
-    run.progress.note("preflight: one question per task")
-    try:
-        found = wait_for(tried, seconds if run.until is None else max(0.0, run.until - time.time()))
-    except GetTimeoutError:
-        if run.until is None:
-            raise ModelError(f"the preflight took over {seconds:g} s: raise ray.engine_start_seconds") from None
-        return False
-    for task, tally in found.items():
-        for kind, message in tally.errors.values():
-            if kind in FATAL:
-                raise by_name(kind)(f"preflight, task {task}: {message}")
-        mass = tally.letter_mass.get(task, 1.0)
+def _judge(tried: Tally, progress: Progress) -> None:
+    """Raises what of a preflight's errors every question would meet; warns of letters that nobody expects."""
+    for kind, message in tried.errors.values():
+        if kind in FATAL:
+            raise by_name(kind)(f"preflight, task {tried.preflight}: {message}")
+    for task, mass in tried.letter_mass.items():
         if mass < 0.1:
-            run.progress.warn(
+            progress.warn(
                 f"task {task}: the option letters hold only {mass:.1%} of the "
                 "probability: the template probably does not lead the model to answer by letter"
             )
-        run.tally.add(tally)
-    return True

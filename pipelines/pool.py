@@ -25,6 +25,7 @@ from pipelines.cluster import Node, enter
 from pipelines.metrics import Exporter
 
 RESTARTS = 10  # of one engine in a run
+LEASE_SECONDS = 10.0  # for who reserved an engine to ask it
 CPU_SHARE = 0.5  # of Ray's CPUs for an engine without a GPU: vLLM takes its cores itself
 
 
@@ -76,13 +77,15 @@ class Gate:
 
     def __init__(self) -> None:
         self._changed = asyncio.Condition()
-        self._inside, self._alone, self._wish = 0, False, 0
+        self._inside = self._wishes = self._tickets = 0
+        self._holder = 0  # the ticket of who has it alone
+        self._lease: asyncio.Task[None] | None = None
 
     @asynccontextmanager
     async def shared(self) -> AsyncIterator[None]:
-        if self._alone or self._wish:
+        if self._holder or self._wishes:
             async with self._changed:
-                await self._changed.wait_for(lambda: not self._alone and not self._wish)
+                await self._changed.wait_for(lambda: not self._holder and not self._wishes)
         self._inside += 1
         try:
             yield
@@ -90,17 +93,35 @@ class Gate:
             self._inside -= 1
             await self._tell()
 
+    async def reserve(self) -> int:
+        """A ticket for `alone`, once nobody is inside; nobody else gets in until it is used, or LEASE_SECONDS."""
+        self._wishes += 1
+        try:
+            async with self._changed:
+                await self._changed.wait_for(lambda: not self._holder and not self._inside)
+                self._tickets += 1
+                self._holder = self._tickets
+        finally:
+            self._wishes -= 1
+        self._lease = asyncio.create_task(self._lapse())
+        return self._holder
+
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        self._wish += 1
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self._alone and not self._inside)
-        self._wish, self._alone = self._wish - 1, True
+    async def alone(self, ticket: int) -> AsyncIterator[None]:
+        if ticket != self._holder:  # it has lapsed
+            await self.reserve()
+        assert self._lease is not None, "who holds it has a lease"
+        self._lease.cancel()
         try:
             yield
         finally:
-            self._alone = False
+            self._holder = 0
             await self._tell()
+
+    async def _lapse(self) -> None:
+        await asyncio.sleep(LEASE_SECONDS)
+        self._holder = 0
+        await self._tell()
 
     async def _tell(self) -> None:
         async with self._changed:
@@ -129,10 +150,15 @@ class EngineActor:
         self._exporter.update(vitals)
         return vitals
 
-    async def ask(self, calls: Sequence[Call], alone: bool = False) -> list[Outcome]:
-        """The calls' outcomes once all are there. alone: the engine does nothing else meanwhile."""
+    async def reserve(self) -> int:
+        """A ticket to ask alone, once nothing else is under way."""
         await self.start()
-        async with self._gate.alone() if alone else self._gate.shared():
+        return await self._gate.reserve()
+
+    async def ask(self, calls: Sequence[Call], ticket: int | None = None) -> list[Outcome]:
+        """The calls' outcomes once all are there. With a ticket the engine does nothing else meanwhile."""
+        await self.start()
+        async with self._gate.shared() if ticket is None else self._gate.alone(ticket):
             with self._recorder.working(len(calls)):
                 return await asyncio.gather(*map(self._outcome, calls))
 
@@ -162,7 +188,9 @@ class EngineActor:
     async def _start(self) -> Engine:
         spec, recorder = self._spec, self._recorder
         if spec.config.engine.fake is not None:
-            return FakeEngine(**spec.config.engine.fake, speed=self._speed)
+            fake = FakeEngine(**spec.config.engine.fake, speed=self._speed)
+            await fake.start()
+            return fake
         from ensemble.engine import VLLMEngine
 
         enter(spec.cwd)

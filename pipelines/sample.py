@@ -8,7 +8,6 @@ from typing import NamedTuple
 from ensemble.known import Evidences
 from ensemble.plan import Plan
 from ensemble.read import iter_blocks
-from ensemble.records import Question
 from pipelines.work import Part
 
 
@@ -34,14 +33,15 @@ def sample_work(plan: Plan, store: Path, blocks: Sequence[str]) -> SampleWork:
     return SampleWork(parts, tasks)
 
 
-def first_questions(plan: Plan, blocks: Sequence[str], tasks: Sequence[str]) -> list[Question]:
+def first_questions(plan: Plan, blocks: Sequence[str], tasks: Sequence[str]) -> list[Part]:
     """One question of each task, of its sample where votes are not calibrated yet."""
-    firsts: dict[str, Question] = {}
+    firsts: dict[str, Part] = {}
     voters = {task: plan.voter(task) for task in plan.tasks if task in tasks}
-    for question in (q for block in iter_blocks(blocks) for q in block):
-        voter = voters.get(question.task)
-        if voter is not None and question.task not in firsts and (voter.calibrated or voter.in_sample(question)):
-            firsts[question.task] = question
-            if len(firsts) == len(voters):
-                break
+    for path, block in zip(blocks, iter_blocks(blocks), strict=True):
+        for question in block:
+            voter = voters.get(question.task)
+            if voter is not None and question.task not in firsts and (voter.calibrated or voter.in_sample(question)):
+                firsts[question.task] = Part(path, [question.row_index])
+        if len(firsts) == len(voters):
+            break
     return list(firsts.values())

@@ -40,6 +40,7 @@ class Job(NamedTuple):
     board: Any
     cwd: str
     stages: int  # actors that share the engines
+    gate: Any = None  # an actor whose `opened` returns when questions may be asked; None: at once
     first: bool = False  # only as much of each question as makes a decision possible
     until: float | None = None  # epoch seconds at which nothing more is asked
 
@@ -174,20 +175,37 @@ def _message(error: Exception) -> str:
 
 
 class Stage:
-    """Ray Data's callable: items (lists of parts) in, tallies out. Several items are in flight in one actor."""
+    """Ray Data's callable: items in, tallies out. Several items are in flight in one actor.
+
+    The first item is the preflight, one question of each task: it waits for the engines, and the others for it.
+    """
 
     def __init__(self, job: Job) -> None:
-        self._solver, self._plan = Solver(job), job.plan
+        self._job, self._solver = job, Solver(job)
+        self._open = job.gate is None
 
     async def __call__(self, batch: Any) -> Any:
         import pyarrow as pa
 
         (item,) = batch["item"].to_pylist()
         try:
-            tally = await self._solver.solve(questions_of([Part(**part) for part in item], self._plan))
+            questions = questions_of([Part(**part) for part in item["parts"]], self._job.plan)
+            if item["preflight"]:
+                tallies = await self._preflight(questions)
+            else:
+                if not self._open:
+                    self._open = await self._job.gate.opened.remote()
+                tallies = [await self._solver.solve(questions if self._open else [])]
         except Exception as e:  # a row, because an exception loses its type on its way through Ray Data
-            tally = Tally(fatal=(type(e).__name__, _message(e)))
-        return pa.table({"tally": [tally.to_json()]})
+            tallies = [Tally(fatal=(type(e).__name__, _message(e)))]
+        return pa.table({"tally": [tally.to_json() for tally in tallies]})
+
+    async def _preflight(self, questions: list[Question]) -> list[Tally]:
+        """Untimed: what the first questions take is the engines' start."""
+        tallies = await asyncio.gather(*(self._solver.solve([question]) for question in questions))
+        for question, tally in zip(questions, tallies, strict=True):
+            tally.spans, tally.slowest, tally.preflight = {}, [], question.task
+        return tallies
 
 
 def questions_of(parts: list[Part], plan: Plan) -> list[Question]:
@@ -210,17 +228,3 @@ def _length(question: Question, plan: Plan) -> tuple[int, int]:
     members = plan.tasks[question.task]
     written = max((0 if m.scored else m.member.sampling.max_tokens for m in members), default=0)
     return written, len(question.text) + len(question.context or "")
-
-
-def preflight(job: Job, questions: list[Question]) -> dict[str, Tally]:
-    """Per task the tally of one real question, before anything else runs; untimed, they wait for the engines."""
-
-    async def each() -> dict[str, Tally]:
-        solver = Solver(job)
-        tallies = await asyncio.gather(*(solver.solve([question]) for question in questions))
-        return {question.task: tally for question, tally in zip(questions, tallies, strict=True)}
-
-    tallies = asyncio.run(each())
-    for tally in tallies.values():
-        tally.spans, tally.slowest = {}, []
-    return tallies

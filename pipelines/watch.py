@@ -1,5 +1,6 @@
 """What the driver sees of a run under way: questions that are done, and what each engine does."""
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -18,15 +19,25 @@ LOOK_SECONDS = 0.5
 
 
 class Board:
-    """An actor that counts finished questions, between two of the driver's looks."""
+    """An actor between the driver and the stage actors: it counts finished questions, and opens the gate to them."""
 
     def __init__(self) -> None:
         self._done: Counter[tuple[str, bool]] = Counter()
+        self._gate: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
-    def add(self, done: Counter[tuple[str, bool]]) -> None:
+    async def open(self, really: bool = True) -> None:
+        """really: False tells those who wait that there is nothing left to do."""
+        if not self._gate.done():
+            self._gate.set_result(really)
+
+    async def opened(self) -> bool:
+        """What `open` was told, once it was called."""
+        return await asyncio.shield(self._gate)
+
+    async def add(self, done: Counter[tuple[str, bool]]) -> None:
         self._done.update(done)
 
-    def read(self) -> Counter[tuple[str, bool]]:
+    async def read(self) -> Counter[tuple[str, bool]]:
         """(task, failed) -> questions."""
         return self._done
 
@@ -47,7 +58,7 @@ class Watch:
         self._asked: dict[tuple[str, int], Any] = {}
         self._heard: dict[tuple[str, int], tuple[float, Vitals]] = {}
         self._board: Any = None
-        self._end = threading.Event()
+        self._end, self._looking = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "Watch":
@@ -103,20 +114,19 @@ class Watch:
 
     def _look(self) -> None:
         """One question to each engine is under way at a time: an engine that loads answers them all when it is done."""
-        for key, actor in self._actors.items():
-            self._asked.setdefault(key, actor.vitals.remote())
-        if not self._asked:
-            return
-        ready, _ = ray.wait(list(self._asked.values()), num_returns=len(self._asked), timeout=LOOK_SECONDS / 2)
-        for key, ref in list(self._asked.items()):
-            if ref not in ready:
-                continue
-            del self._asked[key]
-            with contextlib.suppress(RayError):  # it is being restarted
-                vitals: Vitals = ray.get(ref)
-                self.lives[vitals.model, vitals.replica, vitals.pid] = vitals
-                self._heard[key] = time.time(), vitals
-        self._progress.engines([vitals for _, vitals in self._heard.values()])
+        with self._looking:  # the thread, or the driver at a wave's end
+            for key, actor in self._actors.items():
+                if key not in self._asked:
+                    self._asked[key] = actor.vitals.remote()
+            if not self._asked:
+                return
+            ready, _ = ray.wait(list(self._asked.values()), num_returns=len(self._asked), timeout=LOOK_SECONDS / 2)
+            for key in [key for key, ref in self._asked.items() if ref in ready]:
+                with contextlib.suppress(RayError):  # it is being restarted
+                    vitals: Vitals = ray.get(self._asked.pop(key))
+                    self.lives[vitals.model, vitals.replica, vitals.pid] = vitals
+                    self._heard[key] = time.time(), vitals
+            self._progress.engines([vitals for _, vitals in self._heard.values()])
 
     def _show(self, board: Any) -> None:
         with contextlib.suppress(RayError):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ensemble.config import ModelConfig
 from ensemble.load import load_config
 from ensemble.models import prepare
-from ensemble.tokens import BREAK_ENDS_WORD, _seam, encoder, load_tokenizer
+from ensemble.tokens import BREAK_ENDS_WORD, Encoder, _seam, load_tokenizer
 
 PIECES = st.sampled_from(
     [
@@ -108,12 +108,12 @@ def test_pieces_have_the_tokens_of_the_whole(kind, text):
         tokenizers[kind] = trained(pre_tokenizer(kind))
         assert _seam(tokenizers[kind]) is not None
     tokenizer = tokenizers[kind]
-    assert encoder(tokenizer)(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert Encoder(tokenizer)(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 @given(text=TEXTS)
 def test_so_it_is_with_a_real_tokenizer(smollm2, text):
-    assert encoder(smollm2)(text) == smollm2(text, add_special_tokens=False)["input_ids"]
+    assert Encoder(smollm2)(text) == smollm2(text, add_special_tokens=False)["input_ids"]
 
 
 def test_what_was_seen_is_not_encoded_again(smollm2, monkeypatch):
@@ -122,7 +122,7 @@ def test_what_was_seen_is_not_encoded_again(smollm2, monkeypatch):
     seen = []
     whole = tokens._whole(smollm2)
     monkeypatch.setattr(tokens, "_whole", lambda _: lambda text: (seen.append(text), whole(text))[1])
-    encode = tokens.encoder(smollm2)
+    encode = tokens.Encoder(smollm2)
     shots = "".join(f"Q: How much is {i}?\nA: It is {i}.\n\n" for i in "abc")
     for question in ("one", "two"):
         for label in ("", " A", " B"):
