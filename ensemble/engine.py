@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from ensemble.config import EngineConfig, ModelConfig, Sampling
 from ensemble.errors import EngineError, ModelError
 from ensemble.models import hardware, home
+from ensemble.prefill import Prefills
 from ensemble.presets import with_preset
 from ensemble.stats import stat_logger
 from ensemble.tied import tie_children
@@ -75,16 +76,19 @@ class VLLMEngine:
             # vLLM's own message says "see root cause above"; the engine process has printed that cause to the log.
             raise ModelError(f"vLLM could not load {folder}: {_one_line(e)}") from e
         self._count = 0
+        self._prefills = Prefills(self._llm, config.context_length)
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply]:
         """Replies in the order of the requests, which are sent one after another so that prefixes are shared."""
+        if not all(request.prompt and all(request.continuations) for request in requests):
+            raise EngineError("a prompt and its continuations need at least one token each")
+        if all(len(c) == 1 for request in requests for c in request.continuations):
+            return await self._next_tokens(requests)
         return await asyncio.gather(*(self._score_one(request) for request in requests))
 
     async def _score_one(self, request: ScoreRequest) -> ScoreReply:
-        if not request.prompt or not all(request.continuations):
-            raise EngineError("a prompt and its continuations need at least one token each")
         if all(len(c) == 1 for c in request.continuations):
-            return await self._next_token(request)
+            return (await self._next_tokens([request]))[0]
         replies = await asyncio.gather(*(self._continuation(request.prompt, c) for c in request.continuations))
         return ScoreReply(
             [lp for reply in replies for lp in reply.logprobs],
@@ -92,17 +96,13 @@ class VLLMEngine:
             sum(reply.cached_tokens for reply in replies),
         )
 
-    async def _next_token(self, request: ScoreRequest) -> ScoreReply:
-        from vllm import SamplingParams
-
-        ids = [c[0] for c in request.continuations]
-        # Exactly these ids: a top-k list would lose the improbable letters.
-        params = SamplingParams(
-            max_tokens=1, temperature=0.0, logprob_token_ids=list(dict.fromkeys(ids)), detokenize=False
-        )
-        output = await self._run(request.prompt, params)
-        found = output.outputs[0].logprobs[0]
-        return _reply([_finite(found[i].logprob) for i in ids], output)
+    async def _next_tokens(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply]:
+        asked = [[c[0] for c in request.continuations] for request in requests]
+        rows = await self._prefills.next_token([request.prompt for request in requests], asked)
+        return [
+            ScoreReply([_finite(row.logprobs[i]) for i in ids], len(request.prompt), row.cached)
+            for request, ids, row in zip(requests, asked, rows, strict=True)
+        ]
 
     async def _continuation(self, prompt: TokenIds, continuation: TokenIds) -> ScoreReply:
         from vllm import SamplingParams

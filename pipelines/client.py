@@ -22,6 +22,8 @@ from ensemble.engine import GenerateReply, ScoreReply, ScoreRequest
 from pipelines.cluster import first_line, root_cause
 from pipelines.pool import Call, Failure, Generate, Outcome, Score
 
+ENOUGH_TOKENS = 16_384  # in an engine: tens of milliseconds of the fastest one's time, many times what a message takes
+AHEAD_TOKENS = 16_384  # of prompts that may wait here for an engine with room: enough for the next messages
 MESSAGE_TOKENS = 4096  # of questions that are sent to an engine together: one message costs a millisecond
 BACKOFF_SECONDS = (1.0, 30.0)  # between two looks at an engine that is down: the first, and the longest
 ABSENT_SECONDS = 20.0  # without a process, after which another engine gets the suspects: Ray needs a few to start one
@@ -120,15 +122,34 @@ class EngineClient:
         self._engines = [_Engine(actor) for actor in actors]
         self._settings = settings
         self._queue: deque[_Waiting] = deque()
+        self._queued = 0  # tokens in it
+        self._wanting = asyncio.Event()
+        self._wanting.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduled = False
+
+    async def wanting(self) -> None:
+        """Until more calls are wanted: those that wait are no more than the next messages."""
+        await self._wanting.wait()
 
     async def ask(self, call: Call, tokens: int) -> Any:
         """The call's reply. Raises EngineError, or what the engine raised."""
         waiting = _Waiting(call, tokens, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
+        self._count(tokens)
         self._wake()
         return await waiting.outcome
+
+    def _count(self, tokens: int) -> None:
+        self._queued += tokens
+        if self._queued < AHEAD_TOKENS:
+            self._wanting.set()
+        else:
+            self._wanting.clear()
+
+    def _take(self) -> _Waiting:
+        self._count(-self._queue[0].tokens)
+        return self._queue.popleft()
 
     def _wake(self) -> None:
         """Once the loop has run what is ready: what comes at the same moment can go together."""
@@ -140,13 +161,14 @@ class EngineClient:
         self._scheduled = False
         while self._queue:
             if self._queue[0].outcome.done():
-                self._queue.popleft()
+                self._take()
                 continue
             if all(engine.gone for engine in self._engines):
-                self._queue.popleft().settle(NO_ENGINE)
+                self._take().settle(NO_ENGINE)
                 continue
             engine = self._least_busy(self._queue[0].tokens)
-            if engine is None:
+            # An engine that has enough for the time being can wait until a message is full.
+            if engine is None or (engine.outstanding >= ENOUGH_TOKENS and self._queued < MESSAGE_TOKENS):
                 return
             self._start(self._send(engine, self._message(engine)))
 
@@ -164,16 +186,16 @@ class EngineClient:
 
     def _message(self, engine: _Engine) -> list[_Waiting]:
         """What goes to the engine together: one text, or scores from the front of the queue."""
-        message = [self._queue.popleft()]
+        message = [self._take()]
         tokens = message[0].tokens
         while self._queue and isinstance(message[-1].call, Score) and isinstance(self._queue[0].call, Score):
             if self._queue[0].outcome.done():
-                self._queue.popleft()
+                self._take()
                 continue
             tokens += self._queue[0].tokens
             if tokens > MESSAGE_TOKENS or engine.outstanding + tokens > self._settings.tokens:
                 break
-            message.append(self._queue.popleft())
+            message.append(self._take())
         return message
 
     def _start(self, sending: Any) -> None:

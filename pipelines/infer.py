@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ensemble import costs, placement
 from ensemble.errors import EngineError, ModelError, QuorumError
@@ -233,7 +234,9 @@ def _kill(actors: Mapping[str, list[Any]]) -> None:
 
 
 def _board() -> Any:
-    return ray.remote(num_cpus=0)(Board).remote()
+    """On the driver's node, with which the run ends anyway: of another one's loss the run must not die."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
 
 
 def _stages(plan: Plan, engines: Mapping[str, int]) -> int:

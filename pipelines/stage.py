@@ -69,7 +69,11 @@ class Solver:
         tally = Tally()
         self._busy += 1
         try:
-            await asyncio.gather(*(self._bounded(q, known, tally) for q, known in self._evidences(questions)))
+            async with asyncio.TaskGroup() as started:
+                for question, evidence in self._evidences(questions):
+                    await self._turn(question)
+                    started.create_task(self._one(question, evidence, tally)).add_done_callback(self._done_one)
+                    await asyncio.sleep(0)  # its prompts go to an engine before the next question's are made
         finally:
             self._busy -= 1
             # Ray Data ends an actor without a word. Whenever nothing is in flight, everything is on disk.
@@ -80,9 +84,15 @@ class Solver:
             tally.usage.setdefault(task, {})[member] = Counter(engine.usage.take())
         return tally
 
-    async def _bounded(self, question: Question, evidence: list[Evidence], tally: Tally) -> None:
-        async with self._room:
-            await self._one(question, evidence, tally)
+    async def _turn(self, question: Question) -> None:
+        """Until its prompts are wanted: made long before an engine has room for them, they would only take memory."""
+        for model in self._plan.models([question.task]):
+            if model in self._clients:
+                await self._clients[model].wanting()
+        await self._room.acquire()
+
+    def _done_one(self, _: object) -> None:
+        self._room.release()
 
     async def _one(self, question: Question, evidence: list[Evidence], tally: Tally) -> None:
         until, started, failed = self._job.until, time.time(), False

@@ -108,7 +108,7 @@ class Stream:
             self._tried.put(tally)
 
     def _dataset(self) -> Any:
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a pass is told where it is caught
         context = self._data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
