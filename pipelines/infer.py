@@ -112,10 +112,7 @@ def _wave(
                 if not ready or not wave.preflight():
                     return False
             wave.solve()
-        closing = [actor.close.remote() for each in actors.values() for actor in each]
-        if not last:
-            ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
-            _kill(actors)
+        _close(actors, wait=not last)
     return True
 
 
@@ -226,6 +223,14 @@ class _Wave:
     def _calibrated(self) -> Plan:
         run = self._run
         return calibrated(self._plan, location(run.store), run.blocks, partly=True, failed=run.tally.errors)
+
+
+def _close(actors: Mapping[str, list[Any]], wait: bool) -> None:
+    """wait: until their memory is free."""
+    closing = [actor.close.remote() for each in actors.values() for actor in each]
+    if wait:
+        ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
+        _kill(actors)
 
 
 def _kill(actors: Mapping[str, list[Any]]) -> None:
