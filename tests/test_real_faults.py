@@ -1,0 +1,92 @@
+"""Real vLLM on CPU whose processes are killed in mid-run: the run ends by itself, with the same decisions."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ensemble.config import ROOT
+from tests.test_real import command, env, lines, solve, stored_rows
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
+
+TASKS = ("multiple_choice", "math", "generation", "summarization")
+OPTIONS = ["--set", "store.flush_seconds=0.2"]
+for _task in TASKS:  # before quantization
+    OPTIONS += ["--set", f"tasks.{_task}.members.0.model=smollm2"]
+QUESTIONS = 60  # of the demo
+
+
+def children(parent: int, of: str) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(parent), "-f", of], capture_output=True, text=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def alive(pid: int) -> bool:
+    """Also a process that nobody has waited for yet is dead."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def until(condition: Callable[[], object], seconds: float, running: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert running.poll() is None, "the run ended early"
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def engine(running: subprocess.Popen[bytes]) -> tuple[int, list[int]]:
+    """The engine's actor, and vLLM's own processes."""
+    (raylet,) = children(running.pid, "raylet/raylet")
+    (actor,) = children(raylet, "ray::EngineActor")
+    return actor, children(actor, "VLLM")
+
+
+@pytest.fixture
+def disturbed(tmp_path) -> Iterator[subprocess.Popen[bytes]]:
+    """A run of the demo under way; `run` and `store` are in the folder."""
+    with (tmp_path / "log").open("w") as log:
+        running = subprocess.Popen(
+            command(tmp_path / "run", tmp_path / "store", *OPTIONS), cwd=ROOT, env=env(), stderr=log
+        )
+        yield running
+        running.kill()
+        running.wait()
+
+
+def test_vllms_core_and_then_the_actor_are_killed_and_nothing_changes(tmp_path, disturbed):
+    run, store, running = tmp_path / "run", tmp_path / "store", disturbed
+    until(lambda: stored_rows(store) >= 4, 200, running)
+    actor, (core,) = engine(running)
+    os.kill(core, signal.SIGKILL)
+    until(lambda: not alive(actor), 10, running)  # it sees that its core is gone, and ends for Ray to start it again
+
+    before = stored_rows(store)
+    until(lambda: stored_rows(store) >= before + 4, 200, running)
+    actor, (core,) = engine(running)
+    os.kill(actor, signal.SIGKILL)
+    until(lambda: not alive(core), 5, running)  # it would hold a GPU's memory for ever
+
+    assert running.wait(300) == 0, (tmp_path / "log").read_text()[-3000:]
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["questions"]["answered"] == manifest["questions"]["computed"] == QUESTIONS
+    assert [life["restarted"] for life in manifest["engines"]] == [False, True, True]
+
+    solve(tmp_path / "undisturbed", tmp_path / "other-store", *OPTIONS)
+    ours, theirs = lines(run / "predictions.jsonl"), lines(tmp_path / "undisturbed/predictions.jsonl")
+    assert [row["id"] for row in ours] == [row["id"] for row in theirs]
+    compared = [
+        (a["prediction"], b["prediction"])
+        for a, b in zip(ours, theirs, strict=True)
+        if a["task"] == "multiple_choice" and not (a["near_tie"] or b["near_tie"])
+    ]
+    assert len(compared) > 10
+    assert [a for a, _ in compared] == [b for _, b in compared]
