@@ -28,8 +28,11 @@ ablate-demo: setup
 	$(BIN)/python pipelines/ablate.py --config configs/ablate_demo.yaml
 	@echo "open runs/ablate-demo/leaderboard.html in a browser"
 
+# Tests of real engines come last and have cores of their own: see tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 test: setup
-	$(BIN)/python -m pytest -q
+	$(PYTEST) -m "not real"
+	$(PYTEST) -m real
 
 check: setup
 	$(BIN)/ruff check .

@@ -336,8 +336,8 @@ class RayConfig(Record):
         "auto", description="Processes that prompt and vote; auto: by engines and cores."
     )
     questions_in_flight: Annotated[int, Field(ge=1)] = Field(256, description="Per stage actor.")
-    tokens_in_flight: Annotated[int, Field(ge=1)] = Field(
-        131_072, description="Per engine: prompt and answer tokens that may be under way."
+    tokens_in_flight: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Per engine: prompt and answer tokens that may be under way; left out: the chip's preset."
     )
     stall_seconds: Annotated[float, Field(gt=0)] = Field(
         300, description="An engine with work that shows no progress for so long is restarted."

@@ -8,6 +8,7 @@ QuorumError
 │   ├── TooLongError     one question does not fit the context
 │   └── UnaskableError   one question cannot be asked by a template (more options than labels, no shots of its group)
 ├── EngineError          an engine died or answered nonsense
+│   └── PoisonError      one question that engines died of
 └── StoreError           the score store or the run folder cannot be written or read
 """
 
@@ -41,6 +42,10 @@ class UnaskableError(PromptError):
 
 
 class EngineError(QuorumError):
+    pass
+
+
+class PoisonError(EngineError):
     pass
 
 

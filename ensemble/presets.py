@@ -9,7 +9,7 @@ says so, and what it says counts.
 import re
 from typing import NamedTuple
 
-from ensemble.config import EngineConfig
+from ensemble.config import EngineConfig, RayConfig
 
 
 class Chip(NamedTuple):
@@ -19,6 +19,7 @@ class Chip(NamedTuple):
     gpu_memory_utilization: float = 0.92
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
+    tokens_in_flight: int = 131_072  # `ray.tokens_in_flight`
 
 
 # Of 24 GiB and less, desktops and other processes may hold some.
@@ -28,9 +29,9 @@ CHIPS = {
     "T4": Chip(14.7, 0.9, 128, 4096),
     "L40S": Chip(44.4),
     "A100-40GB": Chip(39.4),
-    "A100-80GB": Chip(79.2, 0.92, 1024, 16384),
-    "H100": Chip(79.2, 0.92, 1024, 16384),
-    "H200": Chip(139.8, 0.92, 1024, 16384),
+    "A100-80GB": Chip(79.2, 0.92, 1024, 16384, 524_288),
+    "H100": Chip(79.2, 0.92, 1024, 16384, 524_288),
+    "H200": Chip(139.8, 0.92, 1024, 16384, 524_288),
 }
 UNKNOWN = Chip(0.0, 0.9)  # any other GPU
 
@@ -39,6 +40,11 @@ def chip_name(hardware: str) -> str | None:
     """The known chip that a name such as L4 or `cuda:NVIDIA A100-SXM4-80GB` means."""
     words = set(re.split(r"[^A-Z0-9]+", hardware.upper()))
     return next((name for name in CHIPS if words.issuperset(name.split("-"))), None)
+
+
+def tokens_in_flight(config: RayConfig, engine: EngineConfig, hardware: str) -> int:
+    """Of one engine: as the run config says, else several of the chip's batches; on a CPU as on an unknown chip."""
+    return config.tokens_in_flight or CHIPS.get(chip_name(engine.hardware or hardware) or "", UNKNOWN).tokens_in_flight
 
 
 def with_preset(engine: EngineConfig, hardware: str) -> EngineConfig:

@@ -41,11 +41,9 @@ class Settings(NamedTuple):
     request: float
 
     @staticmethod
-    def of(config: RayConfig, stages: int) -> "Settings":
-        """The share of one of so many stage actors."""
-        return Settings(
-            -(-config.tokens_in_flight // stages), config.retries, config.engine_start_seconds, config.request_seconds
-        )
+    def of(config: RayConfig, tokens: int, stages: int) -> "Settings":
+        """The share of one of so many stage actors in an engine with so many tokens in flight."""
+        return Settings(-(-tokens // stages), config.retries, config.engine_start_seconds, config.request_seconds)
 
 
 class Usage:
@@ -243,7 +241,7 @@ class EngineClient:
             times = "once" if again.deaths == 1 else f"{again.deaths} times"
             last = ", the last time alone with it" if len(message) == 1 and again.deaths > 1 else ""
             reason = f"the engine died {times} on this question{last} ({first_line(error)})"
-            waiting.settle(Failure("EngineError", reason))
+            waiting.settle(Failure("PoisonError", reason))
         if engine.up:
             engine.up = False
             self._start(self._revive(engine))

@@ -20,7 +20,9 @@ from ensemble import costs, placement
 from ensemble.errors import EngineError, ModelError, QuorumError
 from ensemble.files import location
 from ensemble.known import calibrated, calibrated_tasks
+from ensemble.models import hardware
 from ensemble.plan import Plan
+from ensemble.presets import tokens_in_flight
 from ensemble.tally import Tally
 from pipelines.cluster import Node, await_gpus, connect, gpu_nodes, total, wait_for
 from pipelines.deadline import Deadline, by_promise
@@ -124,6 +126,7 @@ class _Wave:
         self._plan, self._actors, self._run = plan, actors, run
         self._missing = Counter({t: n for t, n in missing.items() if set(plan.models([t])) & actors.keys()})
         self._stages = _stages(plan, {model: len(each) for model, each in actors.items()})
+        self._tokens = {model: _tokens_in_flight(plan, model) for model in actors}
         self._data = importlib.import_module("ray.data")  # takes seconds, spent while the engines load
         self._uncalibrated = any(t not in plan.calibrations and plan.whole(t) for t in calibrated_tasks(plan))
         self._sample = SampleWork([], Counter())
@@ -140,7 +143,7 @@ class _Wave:
         """Where a pass is still under way nobody waits for it, but it must end before its connection to Ray does."""
         if self._stream.running():
             _kill(self._actors)
-            self._board.open.remote(False)
+            self._board.open.remote(None)
             self._stream.wait(END_SECONDS)
 
     def preflight(self) -> bool:
@@ -156,7 +159,7 @@ class _Wave:
                     raise ModelError(f"the preflight took over {seconds:g} s: raise ray.engine_start_seconds")
                 return False
             _judge(tally, run.progress)
-        self._board.open.remote()
+        self._board.open.remote(self._given_up())
         return True
 
     def solve(self) -> None:
@@ -209,9 +212,14 @@ class _Wave:
         job = Job(
             # Nobody there draws samples: their populations would be most of what is sent.
             plan=self._plan._replace(populations={}), store=run.store, engines=self._actors, board=self._board,
-            cwd=os.getcwd(), stages=self._stages, gate=gate, first=run.deadline is not None and not whole, until=until,
+            cwd=os.getcwd(), stages=self._stages, tokens=self._tokens, gate=gate,
+            first=run.deadline is not None and not whole, until=until, given_up=self._given_up(),
         )  # fmt: skip
         return Stream(self._data, job, items, run.tally, run.progress, self._tried if gate else ())
+
+    def _given_up(self) -> list[int]:
+        """Rows that engines died of: each further time would cost as many engine starts."""
+        return [row for row, (kind, _) in self._run.tally.errors.items() if kind == "PoisonError"]
 
     def _sampled(self) -> list[list[Part]]:
         parts, questions = self._sample.parts, self._sample.tasks.total()
@@ -244,14 +252,18 @@ def _board() -> Any:
     return ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
 
 
+def _tokens_in_flight(plan: Plan, model: str) -> int:
+    return tokens_in_flight(plan.config.ray, plan.config.models[model].engine, hardware(plan.devices[model]))
+
+
 def _stages(plan: Plan, engines: Mapping[str, int]) -> int:
-    """Stage actors for these engines: two for each GPU engine, which they must keep full; on a CPU one, because it
+    """Stage actors for these engines: three for each GPU engine, which they must keep full; on a CPU one, because it
     takes its cores from the engine."""
     wanted = plan.config.ray.stage_actors
     if wanted != "auto":
         return wanted
     on_gpus = sum(n for model, n in engines.items() if plan.devices[model] == "cuda")
-    return max(1, min(2 * on_gpus, int(ray.cluster_resources().get("CPU", 1))))
+    return max(1, min(3 * on_gpus, int(ray.cluster_resources().get("CPU", 1))))
 
 
 def _same(one: Plan, other: Plan) -> bool:
@@ -293,6 +305,7 @@ def _judge(tried: Tally, progress: Progress) -> None:
     for kind, message in tried.errors.values():
         if kind in FATAL:
             raise by_name(kind)(f"preflight, task {tried.preflight}: {message}")
+        progress.warn(f"preflight, task {tried.preflight}: {message}")
     for task, mass in tried.letter_mass.items():
         if mass < 0.1:
             progress.warn(

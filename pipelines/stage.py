@@ -4,6 +4,7 @@ import asyncio
 import time
 import traceback
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,9 +41,11 @@ class Job(NamedTuple):
     board: Any
     cwd: str
     stages: int  # actors that share the engines
+    tokens: dict[str, int]  # per model, that may be under way in one engine
     gate: Any = None  # an actor whose `opened` returns when questions may be asked; None: at once
     first: bool = False  # only as much of each question as makes a decision possible
     until: float | None = None  # epoch seconds at which nothing more is asked
+    given_up: Sequence[int] = ()  # rows that are not asked
 
 
 class Solver:
@@ -54,14 +57,18 @@ class Solver:
         root = location(job.store)
         self._evidences = Evidences(job.plan, root)
         self._writer = StoreWriter(root, job.plan.config.store.flush_seconds)
-        settings = Settings.of(job.plan.config.ray, job.stages)
-        self._clients = {model: EngineClient(actors, settings) for model, actors in job.engines.items()}
+        config = job.plan.config
+        self._clients = {
+            model: EngineClient(actors, Settings.of(config.ray, job.tokens[model], job.stages))
+            for model, actors in job.engines.items()
+        }
         self._members: dict[tuple[str, str], MemberEngine] = {}
         self._askers: dict[str, list[Asker | None]] = {}
         self._voters: dict[str, Voter] = {}
         self._busy = 0
         self._done: Counter[tuple[str, bool]] = Counter()  # (task, failed), since the board was told
         self._told = 0.0
+        self.given_up = set(job.given_up)
         self._room = asyncio.Semaphore(job.plan.config.ray.questions_in_flight)
 
     async def solve(self, questions: list[Question]) -> Tally:
@@ -71,9 +78,12 @@ class Solver:
         try:
             async with asyncio.TaskGroup() as started:
                 for question, evidence in self._evidences(questions):
-                    await self._turn(question)
-                    started.create_task(self._one(question, evidence, tally)).add_done_callback(self._done_one)
-                    await asyncio.sleep(0)  # its prompts go to an engine before the next question's are made
+                    if question.row_index not in self.given_up:
+                        await self._turn(question)
+                        started.create_task(self._one(question, evidence, tally)).add_done_callback(self._done_one)
+                        await asyncio.sleep(0)  # its prompts go to an engine before the next question's are made
+        except ExceptionGroup as e:
+            raise e.exceptions[0] from None
         finally:
             self._busy -= 1
             # Ray Data ends an actor without a word. Whenever nothing is in flight, everything is on disk.
@@ -192,7 +202,6 @@ class Stage:
 
     def __init__(self, job: Job) -> None:
         self._job, self._solver = job, Solver(job)
-        self._open = job.gate is None
 
     async def __call__(self, batch: Any) -> Any:
         import pyarrow as pa
@@ -203,12 +212,18 @@ class Stage:
             if item["preflight"]:
                 tallies = await self._preflight(questions)
             else:
-                if not self._open:
-                    self._open = await self._job.gate.opened.remote()
-                tallies = [await self._solver.solve(questions if self._open else [])]
+                tallies = [await self._solver.solve(questions if await self._opened() else [])]
         except Exception as e:  # a row, because an exception loses its type on its way through Ray Data
             tallies = [Tally(fatal=(type(e).__name__, _message(e)))]
         return pa.table({"tally": [tally.to_json() for tally in tallies]})
+
+    async def _opened(self) -> bool:
+        """Waits at the gate; False where there is nothing left to do."""
+        if self._job.gate is None:
+            return True
+        given_up = await self._job.gate.opened.remote()
+        self._solver.given_up.update(given_up or [])
+        return given_up is not None
 
     async def _preflight(self, questions: list[Question]) -> list[Tally]:
         """Untimed: what the first questions take is the engines' start."""

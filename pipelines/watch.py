@@ -23,14 +23,14 @@ class Board:
 
     def __init__(self) -> None:
         self._done: Counter[tuple[str, bool]] = Counter()
-        self._gate: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._gate: asyncio.Future[list[int] | None] = asyncio.get_running_loop().create_future()
 
-    async def open(self, really: bool = True) -> None:
-        """really: False tells those who wait that there is nothing left to do."""
+    async def open(self, given_up: list[int] | None) -> None:
+        """given_up: rows that are not to be asked again; None tells those who wait that there is nothing left to do."""
         if not self._gate.done():
-            self._gate.set_result(really)
+            self._gate.set_result(given_up)
 
-    async def opened(self) -> bool:
+    async def opened(self) -> list[int] | None:
         """What `open` was told, once it was called."""
         return await asyncio.shield(self._gate)
 

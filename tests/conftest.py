@@ -1,5 +1,6 @@
-"""Fixtures that several test files share: a tiny tokenizer, questions, and the optional folder of real data."""
+"""How `make test` spreads tests over cores, and what several files share: a tiny tokenizer, questions, real data."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,38 @@ from ensemble.records import Order, Question, Task
 settings.register_profile("quorum", deadline=None)
 settings.load_profile("quorum")
 
+MOST_WORKERS = 8
+CORES_OF_AN_ENGINE = 2
+MOST_ENGINES = 2  # at a time: each takes 6 GB
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Workers for `-n auto`: one for each core, or with `-m real` one for each engine that has room."""
+    cores = len(os.sched_getaffinity(0))
+    if _of_engines(config):
+        return max(1, min(cores // CORES_OF_AN_ENGINE, MOST_ENGINES))
+    return min(cores, MOST_WORKERS)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With `-m real` each worker has cores of its own: vLLM takes all it is allowed, and two engines that share some
+    wait for each other's threads, ten times as long."""
+    worker = getattr(config, "workerinput", None)
+    if worker and _of_engines(config):
+        cores = sorted(os.sched_getaffinity(0))
+        number, count = int(worker["workerid"].removeprefix("gw")), worker["workercount"]
+        os.sched_setaffinity(0, cores[number * len(cores) // count : (number + 1) * len(cores) // count])
+
+
+def _of_engines(config: pytest.Config) -> bool:
+    return config.option.markexpr == "real"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first, so that no worker is alone with one in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")

@@ -22,12 +22,14 @@ from ensemble.fake import BLOCK
 from ensemble.load import load_config
 from ensemble.orders import make_orders
 from ensemble.plan import Plan, make_plan, sample_seed
+from ensemble.presets import tokens_in_flight
 from ensemble.prompts import Prompter
 from ensemble.read import Selection, iter_blocks, read_questions
 from ensemble.store import open_store
 from ensemble.tally import Tally
 from pipelines.pool import Call, EngineActor, EngineSpec, Outcome, Score
 from pipelines.stage import Job, Solver, questions_of, tokenizer
+from pipelines.stream import CALLS
 from pipelines.work import everything
 
 # What an L4 with a 7B model in 4 bit may do: assumptions, not measurements. Prefill: the 42,000 uncached tokens/s
@@ -42,7 +44,7 @@ L4 = {
     "max_num_seqs": 64,
 }
 LENGTHS = (64, 80, 96, 112, 128)  # of the scripted texts, in tokens
-STAGES, ITEMS_AT_A_TIME = 2, 6  # stage actors, and items that Ray Data gives to each
+STAGES = 2  # stage actors
 MESSAGE_SECONDS = 0.001  # each way
 STUCK_SECONDS = 10  # of real time, for which nothing is scheduled and nothing comes in
 
@@ -215,7 +217,8 @@ async def _simulate(work: Work, store: Path, speeds: Sequence[float], moment: fl
     spec = EngineSpec("smollm2", model, "cuda", here, stall=float("inf"))
     engines = [Engine(spec, replica, speed) for replica, speed in enumerate(speeds)]
     handles = [LocalActor(engine, MESSAGE_SECONDS) for engine in engines]
-    job = Job(work.plan, str(store), {"smollm2": handles}, LocalActor(Board()), here, STAGES)
+    tokens = {"smollm2": tokens_in_flight(work.plan.config.ray, model.engine, "L4")}
+    job = Job(work.plan, str(store), {"smollm2": handles}, LocalActor(Board()), here, STAGES, tokens)
     items = iter(everything(work.plan, work.blocks, work.tasks, STAGES))
     total, busy = Tally(), [[0.0] for _ in engines]
 
@@ -232,7 +235,7 @@ async def _simulate(work: Work, store: Path, speeds: Sequence[float], moment: fl
 
     watching = asyncio.ensure_future(watch())
     solvers = [Solver(job) for _ in range(STAGES)]
-    await asyncio.gather(*(stage(solver) for _ in range(ITEMS_AT_A_TIME) for solver in solvers))
+    await asyncio.gather(*(stage(solver) for _ in range(CALLS) for solver in solvers))
     seconds = asyncio.get_running_loop().time()
     watching.cancel()
     shares = [[(after - before) / moment for before, after in pairwise(one)] for one in busy]

@@ -12,6 +12,8 @@ import yaml
 
 from ensemble.config import ROOT
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 input: in.jsonl
 output: out

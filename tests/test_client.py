@@ -301,8 +301,8 @@ def test_suspects_that_nobody_waits_for_are_let_go():
 @pytest.mark.parametrize("bound", [50, 1000, 9000])
 def test_what_is_under_way_is_bounded_and_the_bound_is_used(clients, bound):
     actors = [Standin(load=0.0), Standin(load=0.0)]
-    config = RayConfig(tokens_in_flight=bound)
-    settings = Settings.of(config, clients)
+    config = RayConfig()
+    settings = Settings.of(config, bound, clients)
     assert bound <= settings.tokens * clients < bound + clients
     assert settings[1:] == (config.retries, config.engine_start_seconds, config.request_seconds)
     assert failed(ask_all(actors, {}, n=600, settings=settings, clients=clients)) == {}

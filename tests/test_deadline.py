@@ -21,6 +21,8 @@ from ensemble.store import StoreWriter, open_store
 from pipelines.deadline import Deadline, by_promise, seconds
 from tests.conftest import identity
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 models:
   tiny: {source: {path: MODEL}, context_length: 400, engine: {device: cpu, fake: FAKE}}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.real
 
 HERE = Path(__file__).parent
 

@@ -179,7 +179,7 @@ def test_a_poison_question_is_an_error_row_and_the_other_engine_never_dies(compe
     competition.write({"die_on": competition.poison, "seconds": 0.1}, rows, replicas, tokens_in_flight=4000)
     manifest = competition.solve(status=1)
     (error,) = [p["error"] for p in competition.predictions() if p["error"]]
-    assert error["type"] == "EngineError"
+    assert error["type"] == "PoisonError"
     assert "the engine died 3 times on this question, the last time alone with it" in error["message"]
     assert lines(competition.files(), without=25) == lines(undisturbed, without=25)
     lives = Counter(life["replica"] for life in manifest["engines"])

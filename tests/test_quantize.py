@@ -15,6 +15,8 @@ from ensemble import models, quantize
 from ensemble.config import ROOT, ModelConfig, Quantize
 from ensemble.errors import ConfigError, ModelError
 
+pytestmark = pytest.mark.slow
+
 PROSE = "The ferry left the harbour at noon, and nobody on the quay remembered who had paid for the coal. "
 
 

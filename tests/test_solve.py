@@ -11,6 +11,8 @@ import pytest
 
 from ensemble.config import ROOT
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 models:
   tiny: {source: {path: MODEL}, context_length: 400, engine: {device: cpu, fake: FAKE}}
