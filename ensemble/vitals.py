@@ -1,6 +1,5 @@
 """What an engine does: counted inside its process, read from outside as plain records."""
 
-import math
 import os
 import platform
 import sys
@@ -9,9 +8,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-RATE_SECONDS = 10.0  # of work, after which what came before weighs 1/e in the rate
+from ensemble.gpu import Gpus
+
 _EPOCH = time.time() - time.monotonic()
 
 
@@ -68,7 +68,6 @@ class Recorder:
         self._progress = self._created
         self._requests = self._prompt = self._cached = self._output = self._errors = 0
         self._scheduler: tuple[int, int, float] | None = None
-        self._tokens = self._seconds = self._decayed = 0.0  # decaying sums, as of `_decayed` busy seconds
 
     def started(self) -> None:
         self.status, self._ready = "ready", self._clock()
@@ -84,8 +83,6 @@ class Recorder:
         self._cached += cached_tokens
         self._output += output_tokens
         self._progress = self._clock()
-        self._decay(self._progress)
-        self._tokens += prompt_tokens + output_tokens
 
     def error(self) -> None:
         self._errors += 1
@@ -102,12 +99,6 @@ class Recorder:
     def stalled(self) -> float:
         """Seconds since the last sign of life while work is under way, else 0. Any thread may ask."""
         return max(0.0, self._clock() - max(self._progress, self._since)) if self._messages else 0.0
-
-    @property
-    def rate(self) -> float:
-        """Tokens of prompts and outputs per busy second, lately: weights fall by 1/e in RATE_SECONDS of work."""
-        self._decay(self._clock())
-        return self._tokens / self._seconds if self._seconds else 0.0
 
     def snapshot(self) -> Vitals:
         at = self._clock()
@@ -154,36 +145,17 @@ class Recorder:
     def _busy_until(self, at: float) -> float:
         return self._busy + (max(0.0, at - self._since) if self._messages else 0.0)
 
-    def _decay(self, at: float) -> None:
-        busy = self._busy_until(at)
-        kept = math.exp((self._decayed - busy) / RATE_SECONDS)
-        self._tokens *= kept
-        # The integral of the weights over the busy seconds, so that a constant rate is met exactly from the start.
-        self._seconds = self._seconds * kept + RATE_SECONDS * (1 - kept)
-        self._decayed = busy
-
     def _memory(self) -> float | None:
         # Before the engine is ready an import of vLLM would settle its settings, and a scripted engine has none.
         if not self._gpus or self._ready is None or "vllm" not in sys.modules:
             return None
-        return self._gpu_memory()
+        with suppress(Exception):  # no driver, no such GPU: the figure is missing, the engine works
+            return self._held.used_gib()
+        return None
 
     @cached_property
-    def _gpu_memory(self) -> Callable[[], float | None]:
-        try:
-            from vllm.third_party import pynvml
-
-            pynvml.nvmlInit()
-            devices = [_device(pynvml, name) for name in _visible(self._gpus)]
-        except Exception:  # no driver, no such GPU: the figure is missing, the engine works
-            return lambda: None
-
-        def used() -> float | None:
-            with suppress(pynvml.NVMLError):
-                return float(sum(pynvml.nvmlDeviceGetMemoryInfo(device).used for device in devices)) / 2**30
-            return None
-
-        return used
+    def _held(self) -> Gpus:
+        return Gpus(self._gpus)
 
 
 class _Working:
@@ -199,13 +171,3 @@ class _Working:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._recorder._end(self._requests)
-
-
-def _visible(gpus: int) -> list[str]:
-    """Numbers or UUIDs of the GPUs that this process may use, at most as many as it holds."""
-    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return (named or [str(i) for i in range(gpus)])[:gpus]
-
-
-def _device(pynvml: Any, name: str) -> Any:
-    return pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(name)

@@ -23,6 +23,9 @@ STORAGE = ("AWS_", "GOOGLE_")  # what the names of variables of object stores be
 def connect(config: RayConfig) -> None:
     """Joins the cluster at `ray.address` or RAY_ADDRESS, else starts one on this machine for this run alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Workers that Ray starts in advance, one a core, are without the variables below: ours start beside them anyway.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    os.environ.setdefault("RAY_enable_worker_prestart", "0")
     env = {name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith(STORAGE)}
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if not in_job:  # a job's working_dir is on the path already

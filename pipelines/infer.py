@@ -159,7 +159,8 @@ class _Wave:
                     raise ModelError(f"the preflight took over {seconds:g} s: raise ray.engine_start_seconds")
                 return False
             _judge(tally, run.progress)
-        self._board.open.remote(self._given_up())
+        asked = [row for part in self._tried for row in part.rows or []]
+        self._board.open.remote([row for row in asked if row not in run.tally.errors] + self._given_up())
         return True
 
     def solve(self) -> None:
@@ -213,7 +214,7 @@ class _Wave:
             # Nobody there draws samples: their populations would be most of what is sent.
             plan=self._plan._replace(populations={}), store=run.store, engines=self._actors, board=self._board,
             cwd=os.getcwd(), stages=self._stages, tokens=self._tokens, gate=gate,
-            first=run.deadline is not None and not whole, until=until, given_up=self._given_up(),
+            first=run.deadline is not None and not whole, until=until, skip=self._given_up(),
         )  # fmt: skip
         return Stream(self._data, job, items, run.tally, run.progress, self._tried if gate else ())
 

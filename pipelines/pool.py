@@ -199,7 +199,7 @@ class EngineActor:
         if spec.device == "cuda":
             recorder.status = "waiting for the GPU's memory"
             settings = with_preset(spec.config.engine, spec.config.engine.hardware or models.hardware("cuda"))
-            await asyncio.to_thread(wait_for_memory, settings.gpu_memory_utilization or 0.0)
+            await asyncio.to_thread(wait_for_memory, spec.gpus, settings.gpu_memory_utilization or 0.0)
         recorder.status = "loading"
         await asyncio.sleep(0.2)  # lets a waiting look at the vitals be answered: construction blocks this loop
         return VLLMEngine(spec.config, folder, spec.device, recorder)

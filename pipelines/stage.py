@@ -42,10 +42,10 @@ class Job(NamedTuple):
     cwd: str
     stages: int  # actors that share the engines
     tokens: dict[str, int]  # per model, that may be under way in one engine
-    gate: Any = None  # an actor whose `opened` returns when questions may be asked; None: at once
+    gate: Any = None  # an actor whose `opened` returns, with rows that are done, when all may be asked; None: at once
     first: bool = False  # only as much of each question as makes a decision possible
     until: float | None = None  # epoch seconds at which nothing more is asked
-    given_up: Sequence[int] = ()  # rows that are not asked
+    skip: Sequence[int] = ()  # rows that are not asked
 
 
 class Solver:
@@ -68,7 +68,7 @@ class Solver:
         self._busy = 0
         self._done: Counter[tuple[str, bool]] = Counter()  # (task, failed), since the board was told
         self._told = 0.0
-        self.given_up = set(job.given_up)
+        self.skip = set(job.skip)
         self._room = asyncio.Semaphore(job.plan.config.ray.questions_in_flight)
 
     async def solve(self, questions: list[Question]) -> Tally:
@@ -78,7 +78,7 @@ class Solver:
         try:
             async with asyncio.TaskGroup() as started:
                 for question, evidence in self._evidences(questions):
-                    if question.row_index not in self.given_up:
+                    if question.row_index not in self.skip:
                         await self._turn(question)
                         started.create_task(self._one(question, evidence, tally)).add_done_callback(self._done_one)
                         await asyncio.sleep(0)  # its prompts go to an engine before the next question's are made
@@ -221,9 +221,9 @@ class Stage:
         """Waits at the gate; False where there is nothing left to do."""
         if self._job.gate is None:
             return True
-        given_up = await self._job.gate.opened.remote()
-        self._solver.given_up.update(given_up or [])
-        return given_up is not None
+        done = await self._job.gate.opened.remote()
+        self._solver.skip.update(done or [])
+        return done is not None
 
     async def _preflight(self, questions: list[Question]) -> list[Tally]:
         """Untimed: what the first questions take is the engines' start."""

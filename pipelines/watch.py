@@ -25,10 +25,10 @@ class Board:
         self._done: Counter[tuple[str, bool]] = Counter()
         self._gate: asyncio.Future[list[int] | None] = asyncio.get_running_loop().create_future()
 
-    async def open(self, given_up: list[int] | None) -> None:
-        """given_up: rows that are not to be asked again; None tells those who wait that there is nothing left to do."""
+    async def open(self, done: list[int] | None) -> None:
+        """done: rows that are not to be asked (again); None tells those who wait that there is nothing left to do."""
         if not self._gate.done():
-            self._gate.set_result(given_up)
+            self._gate.set_result(done)
 
     async def opened(self) -> list[int] | None:
         """What `open` was told, once it was called."""

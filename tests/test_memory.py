@@ -175,7 +175,7 @@ def test_the_documentation_has_the_presets() -> None:
     page = (ROOT / "docs/pools.md").read_text(encoding="utf-8")
     for name, chip in CHIPS.items():
         row = f"| {name} | {chip.gib} | {chip.gpu_memory_utilization:.2f} | {chip.max_num_seqs:,} |"
-        assert f"{row} {chip.max_num_batched_tokens:,} |" in page
+        assert f"{row} {chip.max_num_batched_tokens:,} | {chip.tokens_in_flight:,} |" in page
 
 
 def test_vllm_is_started_with_the_preset_on_a_gpu_and_without_on_a_cpu() -> None:

@@ -118,33 +118,6 @@ def test_an_engine_stalls_only_over_work_and_new_work_is_no_sign_of_life(recorde
     assert recorder.stalled() == 0
 
 
-def test_rate_is_of_busy_seconds_and_forgets(recorder: Recorder, clock: Clock):
-    assert recorder.rate == 0
-
-    def work(seconds: float, tokens: int) -> None:
-        with recorder.working():
-            clock.time += seconds
-            recorder.add(tokens, 0, 0)
-
-    for _ in range(10_000):  # 1,000 tokens a busy second in small messages, with as much time between them
-        work(0.01, 10)
-        clock.time += 0.01
-    assert recorder.rate == pytest.approx(1000, rel=0.01)
-    for _ in range(1000):  # ten seconds of twice that: 1 + (1 - 1/e)
-        work(0.01, 20)
-    assert recorder.rate == pytest.approx(1632, rel=0.01)
-    with recorder.working():  # nothing comes for 20 seconds: e^-2 is left
-        clock.time += 20
-        assert recorder.rate == pytest.approx(1632 * 0.1353, rel=0.01)
-
-
-def test_rate_of_the_first_message_is_its_own(recorder: Recorder, clock: Clock):
-    with recorder.working():
-        clock.time += 2
-        recorder.add(90, 50, 10)
-    assert recorder.rate == pytest.approx(50, rel=0.15)  # tokens come at the end of their seconds
-
-
 def test_what_the_scheduler_said_last_is_shown(recorder: Recorder):
     recorder.scheduled(40, 3, 0.25)
     seen = recorder.snapshot()
