@@ -46,7 +46,7 @@ class EngineConfig(Record):
         "Left out: read from this machine; name it (L4), with device, where the engines run elsewhere.",
     )
     replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="Engines of this model; auto: one for each GPU, or one."
+        "auto", description="Engines of this model; auto: by its share of the work (docs/pools.md), on CPU one."
     )
     tensor_parallel_size: Annotated[int, Field(ge=1)] = Field(1, description="GPUs of one engine.")
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = Field(

@@ -51,3 +51,9 @@ class PoisonError(EngineError):
 
 class StoreError(QuorumError, OSError):
     pass
+
+
+def by_name(name: str) -> type[QuorumError]:
+    """The error of that name, else EngineError: errors lose their types on their way through Ray."""
+    found = globals().get(name)
+    return found if isinstance(found, type) and issubclass(found, QuorumError) else EngineError

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from ensemble.errors import EngineError
 
+SHARED_PARAMS = 1000  # sets of token ids whose parameters are kept
+
 
 class Row(NamedTuple):
     """A request's reply: log-probability by token id, and prompt tokens out of the prefix cache."""
@@ -24,9 +26,11 @@ class Row(NamedTuple):
 class _Group:
     """Requests that are waited for together."""
 
-    def __init__(self, size: int) -> None:
-        self.rows: list[Row | None] = [None] * size
-        self.left = size
+    def __init__(self, asked: list[int]) -> None:
+        """asked: per request how many token ids."""
+        self.asked = asked
+        self.rows: list[Row | None] = [None] * len(asked)
+        self.left = len(asked)
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def fail(self, error: BaseException) -> None:
@@ -53,10 +57,10 @@ class Prefills:
         """
         from vllm.v1.engine import EngineCoreRequest
 
-        for prompt in prompts:
-            self._check(prompt)
+        for prompt, ids in zip(prompts, asked, strict=True):
+            self._check(prompt, ids)
         self._llm._run_output_handler()
-        group, now = _Group(len(prompts)), time.time()
+        group, now = _Group([len(set(ids)) for ids in asked]), time.time()
         for i, (prompt, ids) in enumerate(zip(prompts, asked, strict=True)):
             self._count += 1
             name = f"prefill-{self._count}"
@@ -70,21 +74,26 @@ class Prefills:
         await group.done
         return [row for row in group.rows if row is not None]
 
-    def _check(self, prompt: Sequence[int]) -> None:
+    def _check(self, prompt: Sequence[int], asked: Sequence[int]) -> None:
         if len(prompt) > self._longest:
             raise EngineError(f"a prompt of {len(prompt)} tokens is too long: {self._longest} fit the context length")
-        if not 0 <= min(prompt) <= max(prompt) < self._vocabulary:
-            raise EngineError(f"a prompt has token ids outside of the model's vocabulary of {self._vocabulary}")
+        if not all(0 <= min(ids) <= max(ids) < self._vocabulary for ids in (prompt, asked)):
+            raise EngineError(
+                f"a prompt or an option has token ids outside of the model's vocabulary of {self._vocabulary}: "
+                "the tokenizer is not the model's"
+            )
 
     def _sampling(self, ids: Sequence[int]) -> Any:
         """One object for all requests that ask for the same ids."""
-        key = tuple(ids)
+        key = tuple(sorted(set(ids)))
         if key not in self._params:
+            if len(self._params) >= SHARED_PARAMS:
+                self._params.clear()
             from vllm import SamplingParams
 
             # Exactly these ids: a top-k list would lose the improbable letters.
             self._params[key] = SamplingParams(
-                max_tokens=1, temperature=0.0, logprob_token_ids=list(dict.fromkeys(ids)), detokenize=False
+                max_tokens=1, temperature=0.0, logprob_token_ids=list(key), detokenize=False
             )
         return self._params[key]
 
@@ -92,13 +101,13 @@ class Prefills:
         """In place of the core client's own: its outputs without those of scores, which are settled here."""
         try:
             outputs = await self._next()
+            if self._groups and outputs.outputs:
+                outputs.outputs = [output for output in outputs.outputs if not self._settle(output)]
         except Exception as e:
             groups, self._groups = self._groups, {}
             for group, _ in groups.values():
                 group.fail(e)
             raise
-        if self._groups and outputs.outputs:
-            outputs.outputs = [output for output in outputs.outputs if not self._settle(output)]
         return outputs
 
     def _settle(self, output: Any) -> bool:
@@ -107,7 +116,9 @@ class Prefills:
             return False
         group, i = found
         if output.new_logprobs is not None:
-            ids, values = output.new_logprobs[0][0], output.new_logprobs[1][0]
+            # The sampled token and those asked for; then, up to the longest list of the batch, vLLM's padding.
+            used = 1 + group.asked[i]
+            ids, values = output.new_logprobs[0][0][:used], output.new_logprobs[1][0][:used]
             stats = output.prefill_stats
             group.rows[i] = Row(
                 dict(zip(ids.tolist(), values.tolist(), strict=True)), stats.num_cached_tokens if stats else 0

@@ -32,7 +32,7 @@ def tie_children() -> None:
         script.parent.mkdir(parents=True, exist_ok=True)
         own = script.with_suffix(f".{os.getpid()}")
         own.write_text(text)
-        own.chmod(0o700)
+        own.chmod(0o755)
         own.replace(script)
     os.environ[PARENT] = str(os.getpid())
     multiprocessing.set_executable(str(script))

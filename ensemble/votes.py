@@ -100,7 +100,7 @@ class Voter:
         if self._adaptive:
             sequence = self.reference(question)
             count = 1 if asks else self._walk(question, evidence).needs
-            for i in self._adaptive:
+            for i in (i for i in self._adaptive if i in self._here):
                 if new := self._unknown(evidence[i], sequence[:count]):
                     asks.append(Ask(i, new))
         return asks

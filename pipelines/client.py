@@ -136,7 +136,10 @@ class EngineClient:
         self._queue.append(waiting)
         self._count(tokens)
         self._wake()
-        return await waiting.outcome
+        try:
+            return await waiting.outcome
+        finally:  # a call whose question ran out of time makes room too
+            self._wake()
 
     def _count(self, tokens: int) -> None:
         self._queued += tokens
@@ -165,8 +168,11 @@ class EngineClient:
                 self._take().settle(NO_ENGINE)
                 continue
             engine = self._least_busy(self._queue[0].tokens)
-            # An engine that has enough for the time being can wait until a message is full.
-            if engine is None or (engine.outstanding >= ENOUGH_TOKENS and self._queued < MESSAGE_TOKENS):
+            if engine is None:
+                return
+            # An engine that has enough for the time being can wait until a message of scores is full.
+            few = isinstance(self._queue[0].call, Score) and self._queued < MESSAGE_TOKENS
+            if few and engine.outstanding >= ENOUGH_TOKENS:
                 return
             self._start(self._send(engine, self._message(engine)))
 
@@ -217,8 +223,11 @@ class EngineClient:
             self._died(engine, message, e)
         except Exception as e:
             failure = self._failure(e)
-            for waiting in message:
-                waiting.settle(failure)
+            if failure.type == "ModelError" and not all(other.gone or other is engine for other in self._engines):
+                self._cannot_load(engine, message)
+            else:
+                for waiting in message:
+                    waiting.settle(failure)
         finally:
             engine.outstanding -= sum(waiting.tokens for waiting in message)
             self._wake()
@@ -231,6 +240,14 @@ class EngineClient:
             )
         cause = root_cause(error) if isinstance(error, RayTaskError) else error
         return Failure(type(cause).__name__, str(cause))
+
+    def _cannot_load(self, engine: _Engine, message: list[_Waiting]) -> None:
+        """An engine that died while nobody here was asking it, and does not start again: others are to answer."""
+        engine.up, engine.gone = False, True
+        for waiting in reversed(message):
+            self._queue.appendleft(waiting)
+            self._count(waiting.tokens)
+        self._hand_over(engine)
 
     def _died(self, engine: _Engine, message: list[_Waiting], error: RayActorError) -> None:
         for waiting in message:
@@ -245,6 +262,8 @@ class EngineClient:
         if engine.up:
             engine.up = False
             self._start(self._revive(engine))
+        elif engine.gone:  # its suspects have been handed over: these follow
+            self._hand_over(engine)
 
     async def _revive(self, engine: _Engine) -> None:
         """Until Ray has started the engine again, or it is given up; its suspects follow."""

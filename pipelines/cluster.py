@@ -1,5 +1,6 @@
 """Ray: the cluster a run uses, and what its errors mean."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from ensemble.config import ROOT, RayConfig
 from ensemble.errors import ConfigError, ModelError
 
 PASSED_ON = ("QUORUM_HOME", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN")
+_requested = False  # whether an autoscaler was asked for GPUs
 STORAGE = ("AWS_", "GOOGLE_")  # what the names of variables of object stores begin with
 
 
@@ -63,10 +65,12 @@ def gpu_nodes() -> list[Node]:
 def await_gpus(wanted: int, seconds: float, note: Callable[[str], None]) -> list[Node]:
     """The nodes once the cluster has so many GPUs; an autoscaler is asked for them. Raises ConfigError after so many
     seconds."""
+    global _requested
     patience = time.monotonic() + seconds
     if total(gpu_nodes()) < wanted:
         note(f"waiting for {wanted} GPUs, the cluster has {total(gpu_nodes())}")
         request_resources(bundles=[{"GPU": 1}] * wanted)
+        _requested = True
     while total(nodes := gpu_nodes()) < wanted:
         if time.monotonic() > patience:
             raise ConfigError(
@@ -75,6 +79,15 @@ def await_gpus(wanted: int, seconds: float, note: Callable[[str], None]) -> list
             )
         time.sleep(1.0)
     return nodes
+
+
+def release_gpus() -> None:
+    """Takes back what an autoscaler was asked for, which would keep nodes up for ever."""
+    global _requested
+    if _requested:
+        with contextlib.suppress(Exception):  # the cluster may be gone
+            request_resources(bundles=[])
+        _requested = False
 
 
 def total(nodes: Sequence[Node]) -> int:

@@ -17,20 +17,20 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ensemble import costs, placement
-from ensemble.errors import EngineError, ModelError, QuorumError
+from ensemble.errors import EngineError, ModelError, QuorumError, by_name
 from ensemble.files import location
 from ensemble.known import calibrated, calibrated_tasks
 from ensemble.models import hardware
 from ensemble.plan import Plan
 from ensemble.presets import tokens_in_flight
 from ensemble.tally import Tally
-from pipelines.cluster import Node, await_gpus, connect, gpu_nodes, total, wait_for
+from pipelines.cluster import Node, await_gpus, connect, gpu_nodes, release_gpus, total, wait_for
 from pipelines.deadline import Deadline, by_promise
 from pipelines.pool import EngineSpec, start_engines
 from pipelines.progress import Progress
 from pipelines.sample import SampleWork, first_questions, sample_work
 from pipelines.stage import Job
-from pipelines.stream import Stream, by_name
+from pipelines.stream import Stream
 from pipelines.watch import Board, Watch
 from pipelines.work import Part, everything, shares
 
@@ -88,14 +88,20 @@ def infer(plan: Plan, missing: Counter[str], run: Pass) -> None:
                 if len(waves) > 1:
                     run.progress.note(f"wave {number} of {len(waves)}: {names}")
                 here = plan if len(waves) == 1 else plan._replace(here=frozenset(wave.engines))
-                if not _wave(here, wave.engines, nodes, missing, run, last=number == len(waves)):
-                    return
+                try:
+                    if not _wave(here, wave.engines, nodes, missing, run, last=number == len(waves)):
+                        return
+                except ModelError as e:
+                    if number == 1:
+                        raise
+                    raise EngineError(str(e)) from e  # what the waves before have answered is written
         run.tally.computed = min(run.tally.computed, missing.total())  # a question may be asked in several waves
     except RayError as e:
         raise EngineError(
             f"Ray: {type(e).__name__}: {' '.join(str(e).split())[:300]}; run the same command to go on"
         ) from e
     finally:
+        release_gpus()
         ray.shutdown()
 
 
@@ -113,7 +119,9 @@ def _wave(
             with run.timed("preflight"):
                 if not ready or not wave.preflight():
                     return False
-            wave.solve()
+            wave.solve(last)
+        if run.until is not None and time.time() >= run.until:
+            return False
         _close(actors, wait=not last)
     return True
 
@@ -163,7 +171,8 @@ class _Wave:
         self._board.open.remote([row for row in asked if row not in run.tally.errors] + self._given_up())
         return True
 
-    def solve(self) -> None:
+    def solve(self, last: bool) -> None:
+        """last: no wave follows, whose questions would have to be answered once before what is left here."""
         run = self._run
         if self._uncalibrated:
             with run.timed("calibrate"):
@@ -172,10 +181,11 @@ class _Wave:
             self._finish(self._missing)
             if self._uncalibrated:
                 before, self._plan = self._plan, self._calibrated()
-                if not _same(before, self._plan):  # one of the sample failed at first: the rest is held to the new gate
-                    self._stream = self._pass(self._everything())
+                # One of the sample failed at first: the rest is held to the new gate.
+                if not _same(before, self._plan) and not self._late():
+                    self._stream = self._pass(self._everything(), until=run.until)
                     self._stream.join()
-            if run.deadline is not None and time.time() < run.deadline.until:
+            if last and run.deadline is not None and not self._late():
                 self._promising(run.deadline)
 
     def _calibrate(self) -> None:
@@ -187,10 +197,13 @@ class _Wave:
         for task, calibration in self._plan.calibrations.items():
             if calibration.certificate is not None:
                 self._run.progress.note(f"{task}: {calibration.certificate.sentence()}")
-        if self._sample.parts:
+        if self._sample.parts and not self._late():
             self._missing -= self._sample.tasks
             self._board = _board()
             self._stream = self._pass(self._everything(), until=self._run.until)
+
+    def _late(self) -> bool:
+        return self._run.until is not None and time.time() >= self._run.until
 
     def _promising(self, deadline: Deadline) -> None:
         """All questions have an answer: what is left of their plans."""
@@ -250,7 +263,7 @@ def _kill(actors: Mapping[str, list[Any]]) -> None:
 def _board() -> Any:
     """On the driver's node, with which the run ends anyway: of another one's loss the run must not die."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
+    return ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here, max_concurrency=100_000).remote()
 
 
 def _tokens_in_flight(plan: Plan, model: str) -> int:

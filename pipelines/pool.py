@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -11,11 +12,10 @@ from typing import Any, NamedTuple
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import ensemble.errors
 from ensemble import models
 from ensemble.config import ModelConfig, Sampling
-from ensemble.engine import Engine, GenerateReply, ScoreReply, ScoreRequest, is_dead
-from ensemble.errors import EngineError
+from ensemble.engine import Engine, GenerateReply, ScoreReply, ScoreRequest, engine_env, is_dead
+from ensemble.errors import by_name
 from ensemble.fake import FakeEngine
 from ensemble.gpu import wait_for_memory
 from ensemble.placement import pack
@@ -65,8 +65,8 @@ class Failure(NamedTuple):
     message: str
 
     def error(self) -> Exception:
-        kind = getattr(ensemble.errors, self.type, None)
-        return kind(self.message) if kind else EngineError(f"{self.type}: {self.message}")
+        kind = by_name(self.type)
+        return kind(self.message if kind.__name__ == self.type else f"{self.type}: {self.message}")
 
 
 Outcome = list[ScoreReply] | GenerateReply | Failure
@@ -77,7 +77,8 @@ class Gate:
 
     def __init__(self) -> None:
         self._changed = asyncio.Condition()
-        self._inside = self._wishes = self._tickets = 0
+        self._inside = self._wishes = 0
+        self._tickets = secrets.randbits(62)  # those of the process before must not be taken for new ones
         self._holder = 0  # the ticket of who has it alone
         self._lease: asyncio.Task[None] | None = None
 
@@ -198,6 +199,9 @@ class EngineActor:
         folder = await asyncio.to_thread(models.prepare, spec.model, spec.config, self._report)
         if spec.device == "cuda":
             recorder.status = "waiting for the GPU's memory"
+            os.environ.update(
+                engine_env(spec.config.engine, spec.device)
+            )  # before vLLM is imported for the driver's API
             settings = with_preset(spec.config.engine, spec.config.engine.hardware or models.hardware("cuda"))
             await asyncio.to_thread(wait_for_memory, spec.gpus, settings.gpu_memory_utilization or 0.0)
         recorder.status = "loading"

@@ -6,13 +6,12 @@ import queue
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ray.exceptions import RayError
 
-import ensemble.errors
-from ensemble.errors import EngineError, QuorumError
+from ensemble.errors import EngineError, by_name
 from ensemble.tally import Tally
 from pipelines.progress import Progress
 from pipelines.stage import Job, Stage
@@ -135,9 +134,3 @@ class Stream:
 
 def _row(parts: Sequence[Part], preflight: bool = False) -> dict[str, Any]:
     return {"item": {"parts": [part._asdict() for part in parts], "preflight": preflight}}
-
-
-def by_name(kind: str) -> Callable[[str], QuorumError]:
-    """The project's error of that name, else EngineError."""
-    found: Callable[[str], QuorumError] = getattr(ensemble.errors, kind, EngineError)
-    return found

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
 from ensemble import idle
 from ensemble.vitals import Vitals
@@ -122,10 +122,17 @@ class Watch:
                 return
             ready, _ = ray.wait(list(self._asked.values()), num_returns=len(self._asked), timeout=LOOK_SECONDS / 2)
             for key in [key for key, ref in self._asked.items() if ref in ready]:
-                with contextlib.suppress(RayError):  # it is being restarted
+                try:
                     vitals: Vitals = ray.get(self._asked.pop(key))
-                    self.lives[vitals.model, vitals.replica, vitals.pid] = vitals
+                except ActorUnavailableError:  # it is being restarted
+                    continue
+                except RayActorError:  # given up
+                    if key not in self._heard:
+                        continue
+                    vitals = self._heard.pop(key)[1]._replace(status="dead")
+                else:
                     self._heard[key] = time.time(), vitals
+                self.lives[vitals.model, vitals.replica, vitals.pid] = vitals
             self._progress.engines([vitals for _, vitals in self._heard.values()])
 
     def _show(self, board: Any) -> None:
