@@ -132,8 +132,8 @@ class Gate:
 class EngineActor:
     """One engine. It starts at the first call, so a restarted actor starts itself."""
 
-    def __init__(self, spec: EngineSpec, replica: int, speed: float = 1.0) -> None:
-        self._spec, self._speed = spec, speed
+    def __init__(self, spec: EngineSpec, replica: int) -> None:
+        self._spec = spec
         self._engine: Any = None
         self._starting, self._gate = asyncio.Lock(), Gate()
         self._recorder, self._exporter = Recorder(spec.model, replica, spec.gpus), Exporter(spec.model, replica)
@@ -189,7 +189,7 @@ class EngineActor:
     async def _start(self) -> Engine:
         spec, recorder = self._spec, self._recorder
         if spec.config.engine.fake is not None:
-            fake = FakeEngine(**spec.config.engine.fake, speed=self._speed)
+            fake = FakeEngine(**spec.config.engine.fake)
             await fake.start()
             return fake
         from ensemble.engine import VLLMEngine

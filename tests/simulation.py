@@ -148,7 +148,9 @@ class Engine(EngineActor):
     """The real engine actor; what is under way in it is written down."""
 
     def __init__(self, spec: EngineSpec, replica: int, speed: float) -> None:
-        super().__init__(spec, replica, speed)
+        engine = spec.config.engine
+        engine = engine.model_copy(update={"fake": (engine.fake or {}) | {"speed": speed}})
+        super().__init__(spec._replace(config=spec.config.model_copy(update={"engine": engine})), replica)
         self.under_way = self.most = self.message = 0
 
     async def ask(self, calls: Sequence[Call], ticket: int | None = None) -> list[Outcome]:
