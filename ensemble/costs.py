@@ -1,7 +1,6 @@
 """What a plan will cost, from a few questions: prompts and tokens for people, work of each model for the placement."""
 
 from collections.abc import Mapping, Sequence
-from os.path import commonprefix
 from typing import NamedTuple
 
 from ensemble import memory
@@ -74,7 +73,7 @@ def _of_question(plan: Plan, task: Task, planned: PlannedMember, renderer: Rende
     if isinstance(scoring, Letter):
         n = expected_orders(plan, task, scoring, len(question.choices))
         other = _prompt(renderer, question, (*range(1, len(question.choices)), 0))
-        computed = length + (n - 1) * min(length, whole - estimated_tokens(commonprefix([text, other])))
+        computed = length + (n - 1) * min(length, whole - estimated_tokens(_common_start(text, other)))
         return Cost(n, n * length, computed * (ADAPTIVE if scoring.orders == "adaptive" else 1))
     if scoring is not None and scoring.method == "cloze":
         options = len(question.choices)
@@ -86,6 +85,13 @@ def _of_question(plan: Plan, task: Task, planned: PlannedMember, renderer: Rende
 def _prompt(renderer: Renderer, question: Question, order: tuple[int, ...]) -> str:
     turns = renderer.turns(question, order, question.text, question.context, renderer.n_shots)
     return "".join(text for _, text in turns)
+
+
+def _common_start(one: str, other: str) -> str:
+    for i, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return one[:i]
+    return one
 
 
 def expected_orders(plan: Plan, task: Task, scoring: Letter, n: int) -> float:
