@@ -68,8 +68,8 @@ def start(options: argparse.Namespace, config_file: Path) -> list[Any]:
     spec = EngineSpec(options.model, config.models[options.model], device, str(ROOT), config.ray.stall_seconds)
     nodes = cluster.gpu_nodes()
     actors = start_engines([spec], {options.model: options.engines}, nodes)[options.model]
-    for actor in actors:
-        cluster.wait_for(actor.start.remote(), 600)
+    for starting in [actor.start.remote() for actor in actors]:  # all at once
+        cluster.wait_for(starting, 600)
     return actors
 
 

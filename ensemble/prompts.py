@@ -23,7 +23,11 @@ class Prompt(NamedTuple):
     """Token ids, and how the question was made to fit."""
 
     ids: list[int]
-    facts: PromptFacts
+    fitted: PromptFacts
+
+    @property
+    def facts(self) -> PromptFacts:
+        return _identified(self.fitted, self.ids)
 
 
 class ChoicePrompt(NamedTuple):
@@ -31,7 +35,12 @@ class ChoicePrompt(NamedTuple):
 
     prompt: list[int]
     continuations: list[list[int]]
-    facts: PromptFacts
+    fitted: PromptFacts
+
+    @property
+    def facts(self) -> PromptFacts:
+        """Of one order's prompt the store keeps them; a hash of all 24 would be a fifth of the time to make them."""
+        return _identified(self.fitted, self.prompt, self.continuations)
 
 
 class _Fitted(NamedTuple):
@@ -62,7 +71,7 @@ class Prompter:
         A label's token depends on what stands before it, so the label is encoded with its whole prompt.
         Raises PromptError where that is not the prompt and one token more, or where two labels are the same token.
         """
-        text, prompt, facts = self._fit(question, order, reserve=1)
+        text, prompt, fitted = self._fit(question, order, reserve=1)
         head, tail = self._tokens.split(text)  # the labels differ from the prompt behind the last seam only
         start = self._begin + head
         end = prompt[len(start) :]
@@ -77,16 +86,16 @@ class Prompter:
                 f"template {self._renderer.name}: {self._member.model} has one token for several of the labels "
                 f"{', '.join(self._renderer.labels[: len(order)])}: {self._other_labels()}"
             )
-        return ChoicePrompt(prompt, tokens, _identified(facts, prompt, tokens))
+        return ChoicePrompt(prompt, tokens, fitted)
 
     def cloze(self, question: Question) -> ChoicePrompt:
         """Each continuation is an option's whole text."""
         order = tuple(range(len(question.choices)))
         answers = [self._renderer.answer(choice) for choice in question.choices]
         longest = max(len(self._tokens(answer)) for answer in answers)
-        text, ids, facts = self._fit(question, order, reserve=longest + 2)  # 2: the seam may be split otherwise
+        text, ids, fitted = self._fit(question, order, reserve=longest + 2)  # 2: the seam may be split otherwise
         prompt, continuations = self._continuations(text, ids, answers)
-        return ChoicePrompt(prompt, continuations, _identified(facts, prompt, continuations))
+        return ChoicePrompt(prompt, continuations, fitted)
 
     def unconditional(self, question: Question) -> ChoicePrompt:
         """The same continuations after the template's `unconditional` text, without the question."""
@@ -97,8 +106,8 @@ class Prompter:
     def text(self, question: Question) -> Prompt:
         """A prompt that leaves room for `sampling.max_tokens`."""
         order = tuple(range(len(question.choices)))
-        _, ids, facts = self._fit(question, order, reserve=self._member.sampling.max_tokens)
-        return Prompt(ids, _identified(facts, ids))
+        _, ids, fitted = self._fit(question, order, reserve=self._member.sampling.max_tokens)
+        return Prompt(ids, fitted)
 
     def _continuations(self, text: str, prompt: list[int], answers: Sequence[str]) -> tuple[list[int], list[list[int]]]:
         whole = [self._encode(text + answer) for answer in answers]
