@@ -6,8 +6,8 @@ python benchmarks/scaling.py --model 7b.yaml --engines 4 --questions 1000 --time
 Two kinds of work: choices, four-option questions in all 24 orders by letters (as benchmarks/speed.py asks them), and
 the mixed competition of benchmarks/competition.py (choices in cyclic orders, long summaries, generation), --times over.
 Each run is `pipelines/solve.py`'s own, in this process, from an empty store to files written, only that its engines are
-there already. seconds: answering, without starts and the preflight; efficiency: of one engine's seconds, divided by
-engines x seconds.
+there already: it waits as long as an engine's loading takes at least, in which stage actors start. seconds: answering,
+without starts and the preflight; efficiency: of one engine's seconds, divided by engines x seconds.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from ensemble.load import load_config
 from pipelines import cli, cluster, infer, run
 from pipelines.pool import EngineSpec, start_engines
 
+LOADING_SECONDS = 25.0  # what no engine on a GPU loads faster than; stage actors are ready sooner
 COLUMNS = ("work", "engines", "seconds", "questions/s", "efficiency", "prompts", "tokens cached", "whole")
 
 
@@ -132,6 +133,13 @@ def keep_open() -> None:
 
     infer.connect = lambda config: None
     infer._close = lambda actors, wait: None
+    await_engines = infer._await_engines
+
+    def loaded(*given: Any) -> bool:
+        time.sleep(LOADING_SECONDS)
+        return await_engines(*given)
+
+    infer._await_engines = loaded
     ray.shutdown = lambda *_, **__: None  # type: ignore[assignment]
 
 
