@@ -6,7 +6,10 @@ TORCH := torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 READY := $(VENV)/.ready
 
-.PHONY: setup demo ablate-demo test check lock clean
+CONFIG ?= configs/demo.yaml
+PORT ?= 8000
+
+.PHONY: setup demo ablate-demo serve test check lock clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -27,6 +30,9 @@ demo: setup
 ablate-demo: setup
 	$(BIN)/python pipelines/ablate.py --config configs/ablate_demo.yaml
 	@echo "open runs/ablate-demo/leaderboard.html in a browser"
+
+serve: setup
+	$(BIN)/python -m serve --config $(CONFIG) --port $(PORT)
 
 # Tests of real engines come last and have cores of their own: see tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder

@@ -56,7 +56,10 @@ class Engine(Protocol):
 
 
 class VLLMEngine:
-    """`AsyncLLM` with the settings of a model file. Construct it inside its own process."""
+    """`AsyncLLM` with the settings of a model file. Construct it inside its own process.
+
+    llm: vLLM's own object, for its HTTP application.
+    """
 
     def __init__(self, config: ModelConfig, folder: Path, device: str, recorder: Recorder | None = None) -> None:
         """recorder: told of what vLLM's scheduler does, step by step."""
@@ -71,12 +74,12 @@ class VLLMEngine:
             ) from e
         try:
             arguments = AsyncEngineArgs(**engine_args(config, folder, device), disable_log_stats=True)
-            self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[stat_logger(recorder)] if recorder else [])
+            self.llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[stat_logger(recorder)] if recorder else [])
         except Exception as e:
             # vLLM's own message says "see root cause above"; the engine process has printed that cause to the log.
             raise ModelError(f"vLLM could not load {folder}: {_one_line(e)}") from e
         self._count = 0
-        self._prefills = Prefills(self._llm, config.context_length)
+        self._prefills = Prefills(self.llm, config.context_length)
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply]:
         """Replies in the order of the requests, which are sent one after another so that prefixes are shared."""
@@ -153,7 +156,7 @@ class VLLMEngine:
         self._count += 1
         final = None
         try:
-            async for output in self._llm.generate({"prompt_token_ids": list(prompt)}, params, str(self._count)):
+            async for output in self.llm.generate({"prompt_token_ids": list(prompt)}, params, str(self._count)):
                 final = output
         except ValueError as e:  # vLLM refuses the request, the engine lives
             raise EngineError(f"vLLM refused the request: {_one_line(e)}") from e
@@ -163,7 +166,7 @@ class VLLMEngine:
 
     def close(self) -> None:
         with contextlib.suppress(Exception):
-            self._llm.shutdown()
+            self.llm.shutdown()
 
 
 def engine_env(engine: EngineConfig, device: str) -> dict[str, str]:

@@ -119,7 +119,7 @@ def make_plan(
     return planned_all._replace(
         populations=looked,
         drawn={task: draw(config.tasks[task], population, certify) for task, population in looked.items()},
-        priors={task: _stored_priors(planned_all, task, population, files) for task, population in looked.items()},
+        priors={task: stored_priors(planned_all, task, population, files) for task, population in looked.items()},
     )
 
 
@@ -174,7 +174,7 @@ def _depends_on_input(member: Member) -> bool:
     return scoring.debias == "pride" or bool({"full", "adaptive"} & set(scoring.orders.split("+")))
 
 
-def _stored_priors(
+def stored_priors(
     plan: Plan, task: Task, population: Population, files: Callable[[ModelConfig], str]
 ) -> dict[tuple[int, int], Floats]:
     """Those that members name as files. Raises ConfigError where one is of another model or template."""

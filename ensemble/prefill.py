@@ -61,17 +61,22 @@ class Prefills:
             self._check(prompt, ids)
         self._llm._run_output_handler()
         group, now = _Group([len(set(ids)) for ids in asked]), time.time()
-        for i, (prompt, ids) in enumerate(zip(prompts, asked, strict=True)):
-            self._count += 1
-            name = f"prefill-{self._count}"
-            self._groups[name] = group, i
-            request = EngineCoreRequest(
-                request_id=name, prompt_token_ids=list(prompt), mm_features=None, sampling_params=self._sampling(ids),
-                pooling_params=None, arrival_time=now, lora_request=None, cache_salt=None, data_parallel_rank=None,
-                external_req_id=name,
-            )  # fmt: skip
-            await self._core.add_request_async(request)
-        await group.done
+        names = [f"prefill-{self._count + i}" for i in range(len(prompts))]
+        self._count += len(names)
+        self._groups |= {name: (group, i) for i, name in enumerate(names)}
+        try:
+            for name, prompt, ids in zip(names, prompts, asked, strict=True):
+                request = EngineCoreRequest(
+                    request_id=name, prompt_token_ids=list(prompt), mm_features=None,
+                    sampling_params=self._sampling(ids), pooling_params=None, arrival_time=now, lora_request=None,
+                    cache_salt=None, data_parallel_rank=None, external_req_id=name,
+                )  # fmt: skip
+                await self._core.add_request_async(request)
+            await group.done
+        except asyncio.CancelledError:  # nobody waits any more: the engine need not go on
+            if left := [name for name in names if self._groups.pop(name, None)]:
+                await self._core.abort_requests_async(left)
+            raise
         return [row for row in group.rows if row is not None]
 
     def _check(self, prompt: Sequence[int], asked: Sequence[int]) -> None:

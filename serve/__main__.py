@@ -1,0 +1,87 @@
+"""python -m serve --config configs/demo.yaml: the endpoint on this machine, until it is stopped."""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+import ray
+import yaml
+from ray import serve
+
+from ensemble.errors import QuorumError
+from serve.app import build
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m serve",
+        description="Serve the ensemble of a run config: /v1/solve, OpenAI's and the LLM Efficiency Challenge's "
+        "protocols, and a page at /. Stop with Ctrl-C: what is under way is answered first.",
+        epilog="example: python -m serve --config configs/demo.yaml --port 8000",
+    )
+    parser.add_argument("--config", default="configs/demo.yaml", metavar="FILE", help="run config")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change of the run config")
+    parser.add_argument(
+        "--settings", default="{}", metavar="YAML", help="further arguments: '{limits: {in_flight: 64}}'"
+    )
+    parser.add_argument("--keys", metavar="FILE", help="API keys, a line `NAME KEY` each")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; any but this machine's needs --keys")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--address", default="local", help="of a Ray cluster; local: one for this server alone")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = parse()
+    if options.host not in LOOPBACK and not options.keys:
+        print(f"error: --host {options.host} is open to others: give --keys FILE", file=sys.stderr)
+        return 2
+    arguments = {"config": options.config, "set": options.set, "keys": options.keys} | yaml.safe_load(options.settings)
+    try:
+        app = build(arguments)
+    except QuorumError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    local = {"include_dashboard": False, "object_store_memory": 2**29} if options.address == "local" else {}
+    ray.init(address=options.address, logging_level="ERROR", log_to_driver=False, namespace="serve", **local)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    started = time.monotonic()
+    serve.start(http_options={"host": options.host, "port": options.port})
+    print("engines are loading ...", flush=True)
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            serve.run(app, name="quorum")
+        except BaseException as e:
+            failed.append(e)
+            stop.set()
+            return
+        seconds = time.monotonic() - started
+        print(f"ready after {seconds:.0f} s: http://{options.host}:{options.port}/  (docs at /docs)", flush=True)
+
+    threading.Thread(target=run, daemon=True).start()
+    stop.wait()
+    print("stopping: what is under way is answered first", flush=True)
+    serve.shutdown()
+    ray.shutdown()
+    if failed:
+        print(f"error: {' '.join(str(failed[0]).split())[:500]}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,348 @@
+"""The endpoint's HTTP: who may ask, what may be asked, and the routes."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ensemble.errors import QuorumError
+from ensemble.records import Question
+from serve import challenge, completions
+from serve.bridge import Head
+from serve.desk import Desk
+from serve.gateway import Gateway
+from serve.recognise import Recognised, recognise
+from serve.refusals import Busy, Refusal
+from serve.requests import checked, parse, questions_of, read_body
+
+PAGE = Path(__file__).with_name("page.html")
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
+NDJSON = "application/x-ndjson"
+
+
+def create_api(desk: Callable[[], Desk]) -> FastAPI:
+    """desk: what answers, known once the process is up."""
+    api = FastAPI(title="Quorum", description="An ensemble of models behind one endpoint.", version="1")
+    api.include_router(_routes(desk))
+    for kind in (Refusal, HTTPException, RequestValidationError, QuorumError, Exception):
+        api.add_exception_handler(kind, _answer_error)
+    api.add_middleware(Counted, desk=desk)
+    return api
+
+
+async def _answer_error(_: Request, error: Exception) -> Response:
+    """Never with a stack trace."""
+    if isinstance(error, HTTPException):
+        error = Refusal(error.status_code, str(error.detail))
+    elif isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        error = Refusal(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+    elif isinstance(error, QuorumError):
+        error = Refusal(400, str(error)) if isinstance(error, ValueError) else Busy(503, str(error))
+    elif not isinstance(error, Refusal):
+        error = Refusal(500, "something failed here; the server's log says what")
+    return error.response()
+
+
+class Counted:
+    """Counts responses and adds the headers that all of them have."""
+
+    def __init__(self, app: ASGIApp, desk: Callable[[], Desk]) -> None:
+        self._app, self._desk = app, desk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+                self._desk().metrics.answered(scope.get("route"), message["status"], time.perf_counter() - started)
+            await send(message)
+
+        await self._app(scope, receive, told)
+
+
+def _routes(desk: Callable[[], Desk]) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(PAGE.read_text("utf-8"), headers={"Content-Security-Policy": POLICY})
+
+    @routes.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Whether this process answers."""
+        return {"status": "ok"}
+
+    @routes.get("/readyz", responses={503: {"description": "an engine is not there"}})
+    async def readyz() -> Response:
+        """Whether every model has an engine."""
+        lacking = await desk().lacking()
+        return JSONResponse(
+            {"status": "waiting" if lacking else "ready", "waiting_for": lacking}, 503 if lacking else 200
+        )
+
+    @routes.get("/metrics", response_class=PlainTextResponse)
+    async def metrics(request: Request) -> PlainTextResponse:
+        """Prometheus."""
+        desk().enter(request)
+        return PlainTextResponse(desk().metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @routes.get("/v1/models")
+    async def models(request: Request) -> dict[str, Any]:
+        desk().enter(request)
+        gateway = desk().gateway
+        data = [
+            {"id": name, "object": "model", "created": gateway.started, "owned_by": "quorum"} for name in gateway.names
+        ]
+        return {"object": "list", "data": data}
+
+    @routes.post("/v1/solve", openapi_extra=_body(SOLVE), responses=REFUSALS)
+    async def solve(request: Request) -> Response:
+        """One question, or several; answers with scores, votes, orders used, members and grade."""
+        caller, body = await _read(desk(), request)
+        data = parse(body)
+        asked, several = questions_of(data, desk().limits.questions)
+        streamed = bool(data.get("stream")) or NDJSON in request.headers.get("accept", "")
+        work = desk().flow(caller, len(asked), _solved(desk().gateway, asked))
+        if streamed:
+            first = await anext(work)  # what is refused as a whole is refused before the response begins
+            return StreamingResponse(_lines(first, work), media_type=NDJSON)
+        results: list[Any] = [None] * len(asked)
+        async for i, row in work:
+            results[i] = row
+        return JSONResponse({"results": results} if several else results[0])
+
+    async def completion(request: Request) -> Response:
+        caller, body = await _read(desk(), request)
+        path = completions.CHAT if "chat" in request.url.path else "/v1/completions"
+        return await _completion(desk(), caller, path, body, parse(body))
+
+    for path, schema in (("/v1/completions", COMPLETION), (completions.CHAT, CHAT)):
+        routes.post(path, openapi_extra=_body(schema), responses=REFUSALS, name=path)(completion)
+
+    @routes.post("/process", responses=REFUSALS, openapi_extra=_schema(challenge.Process))
+    @routes.post("/models/{model}/process", responses=REFUSALS, openapi_extra=_schema(challenge.Process))
+    async def process(request: Request, model: str = "") -> challenge.Processed:
+        """The LLM Efficiency Challenge's."""
+        caller, body = await _read(desk(), request)
+        return await _process(desk(), caller, checked(challenge.Process, parse(body)), desk().named(model))
+
+    @routes.post("/tokenize", responses=REFUSALS, openapi_extra=_schema(challenge.Tokenize))
+    @routes.post("/models/{model}/tokenize", responses=REFUSALS, openapi_extra=_schema(challenge.Tokenize))
+    async def tokenize(request: Request, model: str = "") -> Response:
+        """With `text` the challenge's, with `prompt` or `messages` vLLM's."""
+        caller, body = await _read(desk(), request)
+        data = parse(body)
+        member = desk().member(model or data.get("model"))
+        if "text" not in data:
+            return await _passed(desk(), caller, member, "POST", "/tokenize", _for_member(data, member), 1)
+        started, asked = time.perf_counter(), checked(challenge.Tokenize, data)
+        tokenizer = desk().gateway.tokenizer(member)
+        ids = await desk().within(caller, 1, asyncio.to_thread(lambda: list(tokenizer(asked.text)["input_ids"])))
+        shown = ids[: asked.max_length] if asked.truncation else ids
+        return JSONResponse(challenge.Tokenized(tokens=shown, request_time=time.perf_counter() - started).model_dump())
+
+    @routes.post("/detokenize", responses=REFUSALS, openapi_extra=_body(COMPLETION))
+    async def detokenize(request: Request) -> Response:
+        """vLLM's."""
+        caller, body = await _read(desk(), request)
+        data = parse(body)
+        member = desk().member(data.get("model"))
+        return await _passed(desk(), caller, member, "POST", "/detokenize", _for_member(data, member), 1)
+
+    @routes.get("/tokenizer_info", responses=REFUSALS)
+    async def tokenizer_info(request: Request, model: str = "") -> Response:
+        """vLLM's."""
+        caller = desk().enter(request)
+        return await _passed(desk(), caller, desk().member(model), "GET", "/tokenizer_info", b"", 1)
+
+    @routes.post("/decode", responses=REFUSALS, openapi_extra=_schema(challenge.Decode))
+    @routes.post("/models/{model}/decode", responses=REFUSALS, openapi_extra=_schema(challenge.Decode))
+    async def decode(request: Request, model: str = "") -> challenge.Decoded:
+        """The challenge's."""
+        caller, body = await _read(desk(), request)
+        started, asked = time.perf_counter(), checked(challenge.Decode, parse(body))
+        tokenizer = desk().gateway.tokenizer(desk().member(model))
+        if asked.tokens and max(asked.tokens) >= len(tokenizer):
+            raise Refusal(400, f"tokens: {max(asked.tokens)} is not in the vocabulary of {len(tokenizer)}")
+        text = await desk().within(caller, 1, asyncio.to_thread(lambda: str(tokenizer.decode(asked.tokens))))
+        return challenge.Decoded(text=text, request_time=time.perf_counter() - started)
+
+    return routes
+
+
+async def _read(desk: Desk, request: Request) -> tuple[str, bytes]:
+    """The caller, who is known before anything is read, and the body."""
+    return desk.enter(request), await read_body(request, desk.limits)
+
+
+async def _solved(gateway: Gateway, asked: list[Question | Refusal]) -> AsyncIterator[tuple[int, dict[str, Any]]]:
+    """Results as they come, with their places; a question that fails says so in its own."""
+
+    async def one(i: int, question: Question | Refusal) -> tuple[int, dict[str, Any]]:
+        if isinstance(question, Refusal):
+            return i, _unanswered(i, question.message)
+        if not gateway.answers(question.task):
+            return i, _unanswered(
+                question.id, f"{question.task}: this ensemble answers {', '.join(gateway.plan.tasks)}"
+            )
+        return i, await gateway.solve(question)
+
+    tasks = [asyncio.create_task(one(i, question)) for i, question in enumerate(asked)]
+    try:
+        for done in asyncio.as_completed(tasks):
+            yield await done
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _unanswered(id: int | str, message: str) -> dict[str, Any]:
+    return {"id": id, "prediction": None, "error": {"type": "InputError", "message": message}}
+
+
+async def _lines(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[bytes]:
+    yield json.dumps(first[1], ensure_ascii=False).encode() + b"\n"
+    try:
+        async for _, row in rest:
+            yield json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    except Refusal as e:  # the response has begun: its end says why there is no more
+        yield json.dumps(e.body()).encode() + b"\n"
+
+
+async def _completion(desk: Desk, caller: str, path: str, body: bytes, data: dict[str, Any]) -> Response:
+    name = desk.named(data.get("model"))
+    size = completions.size_of(path, data, desk.limits.prompts, desk.limits.max_tokens)
+    if name == desk.gateway.name:
+        completions.check_ensemble(data)
+        prompt = completions.prompt_of(path, data)
+        found = recognise(prompt) if prompt and size == 1 else None
+        if found is not None:
+            row = await _vote(desk, caller, found)
+            text = found.reply(row["prediction"])
+            if data.get("stream"):
+                return StreamingResponse(completions.stream(path, name, text), media_type="text/event-stream")
+            return JSONResponse(completions.reply(path, name, text, row["prompt_tokens"]))
+    member = desk.member(name)
+    if member != data.get("model"):
+        body = _for_member(data, member)
+    if not data.get("stream"):
+        return await _passed(desk, caller, member, "POST", path, body, size)
+    coming = desk.flow(caller, size, desk.gateway.served[member].stream("POST", path, body))
+    head = await anext(coming)
+    assert isinstance(head, Head)
+    return StreamingResponse(_events(coming), head.status, media_type=head.content_type)
+
+
+def _for_member(data: dict[str, Any], member: str) -> bytes:
+    return json.dumps(data | {"model": member}, ensure_ascii=False).encode()
+
+
+async def _events(coming: AsyncIterator[Head | bytes]) -> AsyncIterator[bytes]:
+    try:
+        async for piece in coming:
+            assert isinstance(piece, bytes)
+            yield piece
+    except Refusal as e:
+        yield b"data: " + json.dumps(e.body()).encode() + b"\n\n"
+
+
+async def _passed(desk: Desk, caller: str, member: str, method: str, path: str, body: bytes, size: int) -> Response:
+    head, content = await desk.within(caller, size, desk.gateway.served[member].respond(method, path, body))
+    return Response(content, head.status, media_type=head.content_type)
+
+
+async def _process(desk: Desk, caller: str, asked: challenge.Process, name: str) -> challenge.Processed:
+    started = time.perf_counter()
+    if name == desk.gateway.name and (found := recognise(asked.prompt)) is not None:
+        row = await _vote(desk, caller, found)
+        text = found.reply(row["prediction"])
+        text = asked.prompt + text if asked.echo_prompt else text
+        return challenge.voted(text, row["scores"], list(found.labels), time.perf_counter() - started)
+    member = desk.member(name)
+    body = json.dumps(challenge.completion_of(asked, member), ensure_ascii=False).encode()
+    work = desk.gateway.served[member].respond("POST", "/v1/completions", body)
+    head, content = await desk.within(caller, 1, work)
+    reply = json.loads(content)
+    if head.status != 200:
+        raise Refusal(head.status, str(reply.get("error", {}).get("message", "the model refused the request")))
+    return challenge.processed(reply, time.perf_counter() - started)
+
+
+async def _vote(desk: Desk, caller: str, found: Recognised) -> dict[str, Any]:
+    """The vote's result for a recognised question. Raises Refusal."""
+    data = {"task": "multiple_choice", "text": found.text, "context": found.context, "choices": list(found.choices)}
+    (question,), _ = questions_of(data | {"group": found.group}, 1)
+    assert isinstance(question, Question)
+    if not desk.gateway.answers(question.task):
+        raise Refusal(400, "this ensemble answers no multiple-choice questions")
+    row = await desk.within(caller, 1, desk.gateway.solve(question))
+    if row["error"]:
+        raise Refusal(400, f"{row['error']['type']}: {row['error']['message']}")
+    return row
+
+
+def _body(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _schema(kind: Any) -> dict[str, Any]:
+    return _body(kind.model_json_schema())
+
+
+QUESTION = {
+    "type": "object",
+    "required": ["text"],
+    "properties": {
+        "id": {"anyOf": [{"type": "string", "minLength": 1}, {"type": "integer"}]},
+        "task": {"enum": ["multiple_choice", "summarization", "generation", "math"]},
+        "text": {"type": "string", "minLength": 1},
+        "context": {"type": "string"},
+        "choices": {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 2, "maxItems": 26},
+        "answer": {"description": "Gold: an index, a letter, a choice_id; or a text or several."},
+        "group": {"type": "string"},
+    },
+}
+SOLVE = {
+    "anyOf": [
+        QUESTION,
+        {
+            "type": "object",
+            "required": ["questions"],
+            "properties": {
+                "questions": {"type": "array", "items": QUESTION, "minItems": 1},
+                "stream": {"type": "boolean", "description": "NDJSON, a result a line as they finish."},
+            },
+        },
+    ]
+}
+COMPLETION = {"type": "object", "description": "As OpenAI's; see vLLM's documentation for its further fields."}
+CHAT = COMPLETION
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "the message says what to change"},
+    401: {"description": "no such API key"},
+    403: {"description": "no keys are set, and the request comes from another machine"},
+    404: {"description": "no such model"},
+    408: {"description": "the body did not arrive"},
+    413: {"description": "the body is too large"},
+    429: {"description": "too many requests of this caller: see Retry-After"},
+    503: {"description": "overloaded, or an engine is starting: see Retry-After"},
+    504: {"description": "the answer took too long"},
+}

@@ -1,0 +1,111 @@
+"""The Ray Serve application: a gateway that takes requests, and a deployment of engines for each model.
+
+serve run serve.app:build config=configs/demo.yaml
+python -m serve --config configs/demo.yaml
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve.config import RequestRouterConfig
+
+from ensemble.config import ModelConfig
+from ensemble.load import load_config
+from serve.api import create_api
+from serve.desk import Desk
+from serve.engines import EngineReplica
+from serve.gateway import Gateway, served_plan
+from serve.keys import Keys
+from serve.remote import Remote
+from serve.settings import Replicas, read_settings
+
+ROUTER = "serve.router.SessionRouter"
+HEALTH_SECONDS = 2.0  # between two looks at an engine: how soon a dead one is started again
+START_SECONDS = 30.0  # a look may take so long: an engine is busy in its own loop now and then
+ENGINE_CPUS = 0.5  # of Ray's CPUs for an engine without a GPU: vLLM takes its cores itself
+CALLS = 4096  # that wait at one engine at most; the gateway's limits are smaller
+
+
+class Ingress:
+    """The deployment around a Desk."""
+
+    def __init__(self, settings: dict[str, Any], cwd: str, handles: dict[str, Any]) -> None:
+        os.chdir(cwd)
+        found = read_settings(settings)
+        config = load_config(found.config, found.set)
+        served = {model: Remote(handle) for model, handle in handles.items()}
+        gateway = Gateway(found.name or Path(found.config).stem, served_plan(config), served)
+        self.desk = Desk(
+            gateway, found.limits, Keys(found.keys) if found.keys else None, found.default_model, self._lacking
+        )
+        self.desk.named(found.default_model)
+
+    async def _lacking(self) -> list[str]:
+        running = serve.status().applications[serve.get_replica_context().app_name].deployments
+        return [
+            model
+            for model in self.desk.gateway.served
+            if not running[deployment_name(model)].replica_states.get("RUNNING", 0)
+        ]
+
+
+def _api() -> Any:
+    return create_api(lambda: serve.get_replica_context().servable_object.desk)
+
+
+def build(arguments: dict[str, Any]) -> serve.Application:
+    """Arguments: see `serve.settings.Settings`. Raises ConfigError or ModelError where something cannot be used."""
+    settings = read_settings(arguments)
+    config = load_config(settings.config, settings.set)
+    plan = served_plan(config)
+    if settings.keys:
+        Keys(settings.keys)
+    handles = {
+        model: _engines(
+            model, config.models[model], device, settings.replicas.get(model, Replicas()), config.ray.stall_seconds
+        )
+        for model, device in plan.devices.items()
+    }
+    gateway = serve.deployment(
+        serve.ingress(_api)(Ingress),
+        name="gateway",
+        num_replicas=settings.gateways,
+        max_ongoing_requests=100_000,  # refused by the gateway itself, at once and with the reason
+        graceful_shutdown_timeout_s=settings.limits.seconds,
+        ray_actor_options={"num_cpus": 0.5},
+    )
+    return gateway.bind(settings.model_dump(), os.getcwd(), handles)
+
+
+def deployment_name(model: str) -> str:
+    """A model may be named by a path."""
+    return "engine-" + "".join(c if c.isalnum() else "-" for c in Path(model).stem)
+
+
+def _engines(model: str, config: ModelConfig, device: str, replicas: Replicas, stall: float) -> serve.Application:
+    gpus = config.engine.tensor_parallel_size if device == "cuda" else 0
+    options: dict[str, Any] = {"num_gpus": gpus} if gpus else {"num_cpus": ENGINE_CPUS}
+    scaling: dict[str, Any] = {"num_replicas": replicas.max}
+    if replicas.min != replicas.max:
+        scaling = {
+            "autoscaling_config": {
+                "min_replicas": replicas.min,
+                "max_replicas": replicas.max,
+                "target_ongoing_requests": replicas.ongoing,
+            }
+        }
+    deployment = serve.deployment(
+        EngineReplica,
+        name=deployment_name(model),
+        max_ongoing_requests=CALLS,
+        max_queued_requests=CALLS,
+        health_check_period_s=HEALTH_SECONDS,
+        health_check_timeout_s=START_SECONDS,
+        graceful_shutdown_timeout_s=60.0,
+        request_router_config=RequestRouterConfig(request_router_class=ROUTER),
+        ray_actor_options=options,
+        **scaling,
+    )
+    return deployment.bind(model, config, device, stall)

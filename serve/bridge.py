@@ -1,0 +1,81 @@
+"""Runs one request through an ASGI application in this process, and gives its response back piece by piece.
+
+vLLM's own HTTP application speaks OpenAI's protocol; it runs beside its engine, and the gateway is another process. So
+the request comes as plain bytes, and the response goes as plain records.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple
+
+PIECES = 64  # of a response that may wait for a slow reader
+
+
+class Head(NamedTuple):
+    """Where a response begins."""
+
+    status: int
+    content_type: str
+
+
+async def respond(app: Any, method: str, path: str, body: bytes) -> AsyncIterator[Head | bytes]:
+    """First the Head, then the body's pieces. Closing the iterator is the client's going: the request is cancelled.
+
+    Raises what the application raises before its response has begun.
+    """
+    pieces: asyncio.Queue[Head | bytes | None] = asyncio.Queue(PIECES)
+    gone = asyncio.Event()
+    asked = False
+
+    async def receive() -> dict[str, Any]:
+        nonlocal asked
+        if not asked:
+            asked = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            types = [value for name, value in message.get("headers", ()) if name.lower() == b"content-type"]
+            await pieces.put(Head(message["status"], types[0].decode() if types else "application/json"))
+        elif message["type"] == "http.response.body" and message.get("body"):
+            await pieces.put(message["body"])
+
+    async def run() -> None:
+        try:
+            await app(_scope(app, method, path, len(body)), receive, send)
+        finally:
+            await pieces.put(None)
+
+    task = asyncio.create_task(run())
+    try:
+        while (piece := await pieces.get()) is not None:
+            yield piece
+        await task
+    finally:
+        gone.set()
+        if not task.done():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+def _scope(app: Any, method: str, path: str, length: int) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"content-type", b"application/json"), (b"content-length", str(length).encode())],
+        "client": ("127.0.0.1", 0),
+        "server": ("127.0.0.1", 0),
+        "app": app,
+        "state": {},
+    }

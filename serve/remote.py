@@ -1,0 +1,94 @@
+"""A served model as the gateway sees it: the engines behind a Serve handle, asked again where one dies."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+
+from ensemble.config import Sampling
+from ensemble.engine import Engine, GenerateReply, ScoreReply, ScoreRequest
+from ensemble.errors import EngineError
+from serve.bridge import Head
+from serve.refusals import Busy
+
+RETRIES = 2  # of a call whose engine died
+RESTART_SECONDS = 10.0  # after which a client may try again where engines are starting
+
+
+class Model(Protocol):
+    """What the gateway needs of a model."""
+
+    def engine(self, session: str) -> Engine: ...
+
+    async def respond(self, method: str, path: str, body: bytes) -> tuple[Head, bytes]: ...
+
+    def stream(self, method: str, path: str, body: bytes) -> AsyncIterator[Head | bytes]: ...
+
+
+class Remote:
+    """A model whose engines are replicas of a deployment."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def engine(self, session: str) -> Engine:
+        """Everything of a session goes to one replica, in whose prefix cache it finds what it shares."""
+        return _Session(self._handle.options(session_id=session))
+
+    async def respond(self, method: str, path: str, body: bytes) -> tuple[Head, bytes]:
+        return await _retried(lambda: self._handle.respond.remote(method, path, body))  # type: ignore[no-any-return]
+
+    async def stream(self, method: str, path: str, body: bytes) -> AsyncIterator[Head | bytes]:
+        handle = self._handle.options(stream=True)
+        began = False
+        for attempt in range(RETRIES + 1):
+            pieces = handle.stream.remote(method, path, body)
+            try:
+                async for piece in pieces:
+                    began = True
+                    yield piece
+                return
+            except RayActorError as e:
+                if began or attempt == RETRIES:
+                    raise _restarting() from e
+            except (RayTaskError, RayServeException) as e:
+                raise _error(e) from None
+            finally:
+                pieces.cancel()
+
+
+class _Session:
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply]:
+        return await _retried(lambda: self._handle.score.remote(requests))  # type: ignore[no-any-return]
+
+    async def generate(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> GenerateReply:
+        return await _retried(lambda: self._handle.generate.remote(prompt, sampling, seed))  # type: ignore[no-any-return]
+
+
+async def _retried(call: Callable[[], Awaitable[Any]]) -> Any:
+    for attempt in range(RETRIES + 1):
+        try:
+            return await call()
+        except RayActorError as e:
+            if attempt == RETRIES:
+                raise _restarting() from e
+        except (RayTaskError, RayServeException) as e:
+            raise _error(e) from None
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _error(error: Exception) -> Exception:
+    if isinstance(error, BackPressureError):
+        return Busy(503, "the engines have enough to do: try again")
+    if isinstance(error, DeploymentUnavailableError):
+        return _restarting()
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return cause if isinstance(cause, Exception) else EngineError(str(cause))
+
+
+def _restarting() -> Busy:
+    return Busy(503, "the engine is being started again: try again", RESTART_SECONDS)

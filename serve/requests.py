@@ -1,0 +1,101 @@
+"""Bodies of requests, within their limits, as checked records."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any, NoReturn, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+
+from ensemble.errors import InputError
+from ensemble.questions import parse_question
+from ensemble.records import Question
+from serve.refusals import Refusal
+from serve.settings import Limits
+
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """Raises Refusal where it is too large, or does not come."""
+    too_large = Refusal(413, f"the body is larger than {limits.body_bytes:,} bytes: send less at a time")
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length[:20]) > limits.body_bytes:
+        raise too_large
+    pieces, size = [], 0
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            async for piece in request.stream():
+                size += len(piece)
+                if size > limits.body_bytes:
+                    raise too_large
+                pieces.append(piece)
+    except TimeoutError:
+        raise Refusal(408, f"the body did not arrive within {limits.body_seconds:g} s") from None
+    except ClientDisconnect:
+        raise Refusal(400, "the connection was closed before the body had arrived") from None
+    return b"".join(pieces)
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """The JSON object. Raises Refusal."""
+    try:
+        found = json.loads(body, parse_constant=_no_constant)
+        json.dumps(found, ensure_ascii=False).encode()  # half of a character in two escapes is no text
+    except RecursionError:
+        raise Refusal(400, "the body is nested too deeply") from None
+    except UnicodeError:
+        raise Refusal(400, "the body is not UTF-8, or has half a character in an escape such as \\ud800") from None
+    except ValueError as e:
+        raise Refusal(400, f"the body is not JSON: {str(e)[:200]}") from None
+    if not isinstance(found, dict):
+        raise Refusal(400, f"the body must be a JSON object, this is {type(found).__name__}")
+    return found
+
+
+def checked(kind: type[Checked], data: Mapping[str, Any]) -> Checked:
+    """Raises Refusal that names the first field that is wrong."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as e:
+        first = e.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(map(str, first["loc"])) or "body"
+        raise Refusal(400, f"{place}: {first['msg']}") from None
+
+
+def questions_of(data: Mapping[str, Any], limit: int) -> tuple[list[Question | Refusal], bool]:
+    """The questions of a /v1/solve request, each one or why it is none; and whether it was a list of them.
+
+    An id may be left out: then it is the question's number. So may the task: with choices it is multiple_choice, else
+    generation. Raises Refusal where the request as a whole is wrong, or its only question.
+    """
+    rows, several = data.get("questions"), "questions" in data
+    if not several:
+        found = _question(data, 0)
+        if isinstance(found, Refusal):
+            raise found
+        return [found], False
+    if not isinstance(rows, list) or not rows:
+        raise Refusal(400, "questions must be a list with at least one question")
+    if len(rows) > limit:
+        raise Refusal(400, f"{len(rows)} questions in one request, at most {limit} are answered: send them in several")
+    return [_question(row, i) for i, row in enumerate(rows)], True
+
+
+def _question(row: object, index: int) -> Question | Refusal:
+    if isinstance(row, dict):
+        given = {key: value for key, value in row.items() if value is not None}
+        tasks = given.keys() & {"task", "task_type"}
+        if not tasks:
+            given["task"] = "multiple_choice" if "choices" in given else "generation"
+        row = {"id": index} | given
+    try:
+        return parse_question(row, index, "request", index + 1)
+    except InputError as e:
+        return Refusal(400, str(e))
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")

@@ -1,0 +1,372 @@
+"""The endpoint's HTTP over scripted engines in this process: answers, limits, keys and clear errors."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from ensemble.engine import Engine
+from ensemble.fake import FakeEngine
+from ensemble.load import load_config
+from serve import keys as keys_module
+from serve.api import create_api
+from serve.bridge import Head
+from serve.desk import Desk
+from serve.gateway import Gateway, served_plan
+from serve.keys import Keys
+from serve.settings import Limits
+
+FAKES = [f"models.{model}.engine.fake={{}}" for model in ("smollm2", "smollm2_gptq")]
+QUESTION = {"id": "q", "text": "What melts first?", "choices": ["ice", "iron"], "answer": 0}
+PROMPT = "Question: What melts first?\nA. ice\nB. iron\nAnswer:"
+
+
+class Scripted:
+    """A model of one scripted engine; what it is asked in OpenAI's protocol is kept, and answered with `reply`."""
+
+    def __init__(self, **options: Any) -> None:
+        self._engine = FakeEngine(**options)
+        self.asked: list[tuple[str, str, bytes]] = []
+        self.reply: tuple[Head, bytes] = (Head(200, "application/json"), b'{"ok": true}')
+        self.pieces: Sequence[bytes] = (b"data: 1\n\n", b"data: [DONE]\n\n")
+        self.ended = False
+
+    def engine(self, session: str) -> Engine:
+        return self._engine
+
+    async def respond(self, method: str, path: str, body: bytes) -> tuple[Head, bytes]:
+        self.asked.append((method, path, body))
+        return self.reply
+
+    async def stream(self, method: str, path: str, body: bytes) -> AsyncIterator[Head | bytes]:
+        self.asked.append((method, path, body))
+        try:
+            yield Head(200, "text/event-stream")
+            for piece in self.pieces:
+                yield piece
+                await asyncio.sleep(0)
+        finally:
+            self.ended = True
+
+
+@pytest.fixture(scope="module")
+def plan() -> Any:
+    return served_plan(load_config("configs/demo.yaml", FAKES))
+
+
+def desk_of(plan: Any, model: Scripted, limits: Limits | None = None, keys: Keys | None = None) -> Desk:
+    async def nothing() -> list[str]:
+        return []
+
+    return Desk(Gateway("demo", plan, {"smollm2_gptq": model}), limits or Limits(), keys, None, nothing)
+
+
+def client_of(desk: Desk, address: str = "127.0.0.1") -> TestClient:
+    return TestClient(create_api(lambda: desk), client=(address, 1), raise_server_exceptions=False)
+
+
+def message(response: Any) -> str:
+    """Of an error, whose form is checked."""
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == response.status_code
+    assert "Traceback" not in response.text
+    return str(error["message"])
+
+
+def test_one_question_is_answered_and_graded(plan):
+    row = client_of(desk_of(plan, Scripted())).post("/v1/solve", json=QUESTION).json()
+    assert row["id"] == "q"
+    assert row["task"] == "multiple_choice"
+    assert row["answer_text"] == QUESTION["choices"][row["prediction"]]
+    assert row["grade"] == {"accuracy": float(row["prediction"] == 0)}
+    (said,) = row["detail"]
+    assert said["orders"] == [[0, 1]]
+    assert sum(said["probabilities"][0]) == pytest.approx(1, abs=1e-3)
+    assert max(range(2), key=said["probabilities"][0].__getitem__) == row["prediction"]
+
+
+def test_a_list_is_answered_in_order_and_its_bad_questions_say_why(plan):
+    questions = [QUESTION, {"text": "x", "choices": ["one"]}, {"id": 7, "task": "math", "text": "3 + 4?"}, 5]
+    rows = client_of(desk_of(plan, Scripted())).post("/v1/solve", json={"questions": questions}).json()["results"]
+    assert [row["id"] for row in rows] == ["q", 1, 7, 3]
+    assert rows[0]["error"] is None
+    assert "choices has 1 option" in rows[1]["error"]["message"]
+    assert rows[2]["prediction"] == "7"
+    assert "a row must be an object" in rows[3]["error"]["message"]
+
+
+def test_streamed_results_are_lines_as_they_finish(plan):
+    slow_first = {"questions": [{"id": "slow", "task": "math", "text": "3 + 4?"}, QUESTION], "stream": True}
+    model = Scripted(decode_seconds_per_token=0.05)
+    response = client_of(desk_of(plan, model)).post("/v1/solve", json=slow_first)
+    assert response.headers["content-type"].startswith("application/x-ndjson")
+    assert [json.loads(line)["id"] for line in response.text.splitlines()] == ["q", "slow"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "told"),
+    [
+        (b"", 400, "not JSON"),
+        (b"[1]", 400, "must be a JSON object"),
+        (b'{"text": "a', 400, "not JSON"),
+        (b'{"text": NaN}', 400, "NaN is no JSON number"),
+        (b'{"text": "\xff"}', 400, "not UTF-8"),
+        (b'{"text": "\\ud800"}', 400, "half a character"),
+        (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400, "nested too deeply"),
+        (b'{"text": "x", "choices": ' + json.dumps([str(i) for i in range(10_000)]).encode() + b"}", 400, "2 to 26"),
+        (b'{"text": " "}', 400, "text is blank"),
+        (b'{"text": "x", "task": "multiple"}', 400, "did you mean 'multiple_choice'"),
+        (b'{"questions": []}', 400, "at least one question"),
+        (b'{"questions": ' + b"[" + b'{"text": "x"},' * 300 + b"1]}", 400, "at most 256"),
+        (b'{"text": "' + b"x" * 3_000_000 + b'"}', 413, "larger than 2,000,000 bytes"),
+    ],
+)
+def test_a_bad_body_is_refused_with_the_reason(plan, body, status, told):
+    response = client_of(desk_of(plan, Scripted())).post("/v1/solve", content=body)
+    assert response.status_code == status
+    assert told in message(response)
+
+
+def test_a_nul_byte_in_a_text_is_a_character_like_others(plan):
+    body = QUESTION | {"text": "What\0melts?"}
+    assert client_of(desk_of(plan, Scripted())).post("/v1/solve", json=body).status_code == 200
+
+
+def test_who_is_too_much_is_refused_at_once(plan):
+    desk = desk_of(plan, Scripted(seconds=1.0), Limits(in_flight=2))
+    client = client_of(desk)
+    with desk.admission.enter("others", 2):
+        started = time.perf_counter()
+        response = client.post("/v1/solve", json=QUESTION)
+        seconds = time.perf_counter() - started
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    assert "2 of 2" in message(response)
+    assert seconds < 0.5  # it does not wait for the engine
+    assert client.post("/v1/solve", json=QUESTION).status_code == 200
+    assert desk.admission.in_flight == 0
+
+
+def test_one_caller_cannot_take_all(plan):
+    desk = desk_of(plan, Scripted(), Limits(key_in_flight=2))
+    with desk.admission.enter("127.0.0.1", 2):
+        response = client_of(desk).post("/v1/solve", json=QUESTION)
+        assert response.status_code == 429
+        assert int(response.headers["retry-after"]) >= 1
+        assert client_of(desk, "127.0.0.2").post("/v1/solve", json=QUESTION).status_code == 200
+
+
+def test_requests_a_minute(plan):
+    client = client_of(desk_of(plan, Scripted(), Limits(per_minute=3)))
+    statuses = [client.get("/v1/models").status_code for _ in range(5)]
+    assert statuses == [200, 200, 200, 429, 429]
+    assert 1 <= int(client.get("/v1/models").headers["retry-after"]) <= 20
+
+
+def test_an_answer_that_takes_too_long_is_given_up(plan):
+    desk = desk_of(plan, Scripted(seconds=5.0), Limits(seconds=0.2))
+    for body in (QUESTION, {"questions": [QUESTION]}, {"questions": [QUESTION], "stream": True}):
+        response = client_of(desk).post("/v1/solve", json=body)
+        assert response.status_code == 504
+        assert "0.2 s" in message(response)
+    assert desk.admission.in_flight == 0
+
+
+def test_keys(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(keys_module, "LOOK_SECONDS", 0.0)
+    path = tmp_path / "keys"
+    path.write_text("# ours\nann 0123456789abcdef\nbob fedcba9876543210  # his\n")
+    client = client_of(desk_of(plan, Scripted(), keys=Keys(str(path))), "203.0.113.9")
+    assert client.get("/v1/models").status_code == 401
+    assert client.get("/v1/models").headers["www-authenticate"] == "Bearer"
+    for wrong in ("", "0123456789abcde", "ann", "0123456789abcdeF", "\u00fc" * 16):
+        headers = {"Authorization": b"Bearer " + wrong.encode()}
+        assert client.get("/v1/models", headers=headers).status_code == 401, wrong
+    assert client.get("/v1/models", headers={"Authorization": "Bearer 0123456789abcdef"}).status_code == 200
+    assert client.get("/v1/models", headers={"X-API-Key": "fedcba9876543210"}).status_code == 200
+    path.write_text("ann 0123456789abcdef\n")  # bob's is revoked
+    assert client.get("/v1/models", headers={"X-API-Key": "fedcba9876543210"}).status_code == 401
+    assert client.get("/v1/models", headers={"X-API-Key": "0123456789abcdef"}).status_code == 200
+    path.unlink()  # nobody can say who is let in
+    assert client.get("/v1/models", headers={"X-API-Key": "0123456789abcdef"}).status_code == 401
+    assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("address", "headers", "status"),
+    [
+        ("127.0.0.1", {}, 200),
+        ("::1", {}, 200),
+        ("203.0.113.9", {}, 403),
+        ("127.0.0.1", {"X-Forwarded-For": "203.0.113.9"}, 403),
+        ("127.0.0.1", {"Host": "evil.example"}, 403),  # a name that was pointed at this machine
+        ("127.0.0.1", {"Origin": "https://evil.example"}, 403),
+        ("127.0.0.1", {"Host": "localhost:8000", "Origin": "http://localhost:8000"}, 200),
+    ],
+)
+def test_without_keys_only_this_machine_is_answered(plan, address, headers, status):
+    client = client_of(desk_of(plan, Scripted()), address)
+    assert client.get("/v1/models", headers=headers).status_code == status
+
+
+def test_no_cross_origin_headers(plan):
+    response = client_of(desk_of(plan, Scripted())).get("/healthz", headers={"Origin": "https://evil.example"})
+    assert not [name for name in response.headers if name.startswith("access-control")]
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_models_are_the_ensemble_and_its_members(plan):
+    data = client_of(desk_of(plan, Scripted())).get("/v1/models").json()["data"]
+    assert [model["id"] for model in data] == ["ensemble:demo", "smollm2_gptq"]
+
+
+def test_a_members_completion_reaches_it_as_it_was_sent(plan):
+    model = Scripted()
+    body = b'{"model":"smollm2_gptq", "prompt":[[1,2],[3]], "echo":true, "logprobs":1}'
+    response = client_of(desk_of(plan, model)).post("/v1/completions", content=body)
+    assert response.json() == {"ok": True}
+    assert model.asked == [("POST", "/v1/completions", body)]
+
+
+def test_the_ensemble_votes_on_a_choice_prompt_and_hands_on_any_other(plan):
+    model = Scripted()
+    client = client_of(desk_of(plan, model))
+    solved = client.post("/v1/solve", json=QUESTION).json()["prediction"]
+    choice = client.post("/v1/completions", json={"model": "ensemble:demo", "prompt": PROMPT}).json()["choices"][0]
+    assert choice["text"] == " " + "AB"[solved]
+    chat = {"model": "ensemble:demo", "messages": [{"role": "user", "content": PROMPT}]}
+    message = client.post("/v1/chat/completions", json=chat).json()["choices"][0]["message"]
+    assert message == {"role": "assistant", "content": " " + "AB"[solved]}
+    events = client.post("/v1/chat/completions", json=chat | {"stream": True}).text.split("\n\n")
+    assert events[-2] == "data: [DONE]"
+    assert not model.asked
+    client.post("/v1/completions", json={"model": "ensemble:demo", "prompt": "Once upon a time", "max_tokens": 3})
+    ((_, path, body),) = model.asked
+    assert path == "/v1/completions"
+    assert json.loads(body) == {"model": "smollm2_gptq", "prompt": "Once upon a time", "max_tokens": 3}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "told"),
+    [
+        ("/v1/completions", {"model": "gpt", "prompt": "x"}, 404, "available: ensemble:demo, smollm2_gptq"),
+        ("/v1/completions", {"model": ["x"], "prompt": "x"}, 404, "no model"),
+        ("/v1/completions", {"model": "ensemble:demo", "prompt": "x", "echo": True}, 400, "a vote has none"),
+        ("/v1/completions", {"model": "ensemble:demo", "prompt": "x", "logprobs": 1}, 400, "a vote has none"),
+        ("/v1/completions", {"prompt": ["x"] * 65}, 400, "at most 64"),
+        ("/v1/completions", {"prompt": "x", "n": 65}, 400, "at most 64"),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 5000}, 400, "at most 4096"),
+        ("/process", {}, 400, "prompt: Field required"),
+        ("/process", {"prompt": "x", "num_return_sequences": 2}, 400, "one sequence"),
+        ("/models/none/process", {"prompt": "x"}, 404, "no model 'none'"),
+        ("/tokenize", {"text": 5}, 400, "text: Input should be a valid string"),
+        ("/decode", {"tokens": [49152]}, 400, "not in the vocabulary of 49152"),
+        ("/decode", {"tokens": [-1]}, 400, "tokens.0"),
+        ("/v1/nothing", {}, 404, "Not Found"),
+    ],
+)
+def test_what_cannot_be_asked_is_told(plan, path, body, status, told):
+    response = client_of(desk_of(plan, Scripted())).post(path, json=body)
+    assert response.status_code == status
+    assert told in message(response)
+
+
+def test_streams_are_handed_on_piece_by_piece(plan):
+    model = Scripted()
+    body = {"model": "smollm2_gptq", "prompt": "x", "stream": True}
+    response = client_of(desk_of(plan, model)).post("/v1/completions", json=body)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.text == "data: 1\n\ndata: [DONE]\n\n"
+    assert model.ended
+
+
+def test_a_reader_who_leaves_ends_the_work(plan):
+    async def main() -> tuple[bool, int]:
+        model = Scripted()
+        model.pieces = [b"data\n\n"] * 10_000_000
+        desk = desk_of(plan, model)
+        coming = desk.flow("me", 1, model.stream("POST", "/v1/completions", b""))
+        for _ in range(10):
+            await anext(coming)
+        assert desk.admission.in_flight == 1
+        await coming.aclose()
+        return model.ended, desk.admission.in_flight
+
+    assert asyncio.run(main()) == (True, 0)
+
+
+def test_the_challenges_protocol(plan):
+    model = Scripted()
+    logprobs = {
+        "tokens": [" Paris", "."],
+        "token_logprobs": [-0.5, -1.0],
+        "top_logprobs": [{" Paris": -0.5, " the": -2.0}, {"!": -0.9}],
+    }
+    reply = {"choices": [{"text": " Paris.", "logprobs": logprobs}]}
+    model.reply = Head(200, "application/json"), json.dumps(reply).encode()
+    client = client_of(desk_of(plan, model))
+    told = client.post("/process", json={"prompt": "The capital of France is "}).json()
+    assert told.pop("request_time") > 0
+    assert told == {
+        "text": " Paris.",
+        "tokens": [
+            {"text": " Paris", "logprob": -0.5, "top_logprob": {" Paris": -0.5, " the": -2.0}},
+            {"text": ".", "logprob": -1.0, "top_logprob": {"!": -0.9}},
+        ],
+        "logprob": -1.5,
+    }
+    sent = json.loads(model.asked[0][2])
+    assert (sent["model"], sent["max_tokens"], sent["logprobs"]) == ("smollm2_gptq", 50, 1)
+    client.post("/process", json={"prompt": "x", "temperature": 1e-7, "max_new_tokens": 3, "top_k_per_token": 4})
+    sent = json.loads(model.asked[1][2])
+    assert (sent["temperature"], sent["max_tokens"], sent["top_k"]) == (0.0, 3, 4)
+
+
+def test_the_challenges_choice_prompt_is_voted_on(plan):
+    client = client_of(desk_of(plan, Scripted()))
+    row = client.post("/v1/solve", json=QUESTION).json()
+    told = client.post("/process", json={"prompt": PROMPT, "max_new_tokens": 1}).json()
+    assert told["text"] == " " + "AB"[row["prediction"]]
+    assert told["tokens"][0]["top_logprob"] == dict(zip("AB", row["scores"], strict=True))
+    assert told["logprob"] == max(row["scores"])
+
+
+def test_tokens_there_and_back(plan):
+    client = client_of(desk_of(plan, Scripted()))
+    tokens = client.post("/tokenize", json={"text": "Ice melts first."}).json()["tokens"]
+    assert client.post("/decode", json={"tokens": tokens}).json()["text"] == "Ice melts first."
+    assert client.post("/tokenize", json={"text": "Ice melts first.", "max_length": 2}).json()["tokens"] == tokens[:2]
+
+
+def test_counts_for_prometheus(plan):
+    client = client_of(desk_of(plan, Scripted()))
+    client.post("/v1/solve", json=QUESTION)
+    client.post("/v1/solve", content=b"")
+    client.get("/made/up")
+    text = client.get("/metrics").text
+    assert 'quorum_requests_total{route="/v1/solve",status="200"} 1.0' in text
+    assert 'quorum_requests_total{route="/v1/solve",status="400"} 1.0' in text
+    assert "/made/up" not in text
+
+
+def test_many_at_once_get_their_own_answers(plan):
+    """Each option names its question: a crossed answer would show."""
+
+    async def main() -> list[dict[str, Any]]:
+        gateway = desk_of(plan, Scripted(prefill_tokens_per_second=100_000)).gateway
+        from ensemble.questions import parse_question
+
+        rows = [
+            {"id": i, "task": "multiple_choice", "text": f"Number {i}?", "choices": [f"yes {i}", f"no {i}"]}
+            for i in range(300)
+        ]
+        return await asyncio.gather(*(gateway.solve(parse_question(row, 0, "r", 1)) for row in rows))
+
+    for i, row in enumerate(asyncio.run(main())):
+        assert row["id"] == i
+        assert row["answer_text"] in (f"yes {i}", f"no {i}")
