@@ -15,8 +15,8 @@ ask() { # TITLE PATH [curl's arguments]
   local title=$1 path=$2
   shift 2
   printf '\n== %s: %s\n' "$title" "$path"
-  curl --silent --show-error --fail-with-body --max-time "${SECONDS_EACH:-300}" ${KEY:+--header "Authorization: Bearer $KEY"} \
-    --header 'Content-Type: application/json' "$@" "$BASE$path"
+  curl --silent --show-error --fail-with-body --max-time "${SECONDS_EACH:-300}" \
+    ${KEY:+--header "Authorization: Bearer $KEY"} --header 'Content-Type: application/json' "$@" "$BASE$path"
   echo
 }
 

@@ -1,8 +1,10 @@
 """python -m serve --config configs/demo.yaml: the endpoint on this machine, until it is stopped."""
 
 import argparse
+import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -20,6 +22,8 @@ from ray import serve
 from ensemble.errors import QuorumError
 from serve.app import build
 
+NAME = "quorum"  # of the Serve application
+DRAIN_SECONDS = 30.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -42,10 +46,24 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def taken(host: str, port: int) -> str | None:
+    """Why nobody can listen there; Serve's proxies share a port with whoever has it, and would share its requests."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as after a server that has just ended
+        try:
+            s.bind((host, port))
+        except OSError as e:
+            return e.strerror
+    return None
+
+
 def main() -> int:
     options = parse()
     if options.host not in LOOPBACK and not options.keys:
         print(f"error: --host {options.host} is open to others: give --keys FILE", file=sys.stderr)
+        return 2
+    if (reason := taken(options.host, options.port)) is not None:
+        print(f"error: port {options.port} of {options.host}: {reason}: choose another with --port", file=sys.stderr)
         return 2
     arguments = {"config": options.config, "set": options.set, "keys": options.keys} | yaml.safe_load(options.settings)
     try:
@@ -65,7 +83,7 @@ def main() -> int:
 
     def run() -> None:
         try:
-            serve.run(app, name="quorum")
+            serve.run(app, name=NAME)
         except BaseException as e:
             failed.append(e)
             stop.set()
@@ -75,7 +93,10 @@ def main() -> int:
 
     threading.Thread(target=run, daemon=True).start()
     stop.wait()
-    print("stopping: what is under way is answered first", flush=True)
+    if not failed:
+        print("stopping: what is under way is answered first", flush=True)
+        with contextlib.suppress(Exception):  # a gateway that is still starting has nothing under way
+            serve.get_app_handle(NAME).broadcast("drain").results(timeout_s=DRAIN_SECONDS)
     serve.shutdown()
     ray.shutdown()
     if failed:

@@ -4,6 +4,7 @@ serve run serve.app:build config=configs/demo.yaml
 python -m serve --config configs/demo.yaml
 """
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,13 @@ class Ingress:
             gateway, found.limits, Keys(found.keys) if found.keys else None, found.default_model, self._lacking
         )
         self.desk.named(found.default_model)
+
+    async def drain(self) -> None:
+        """Refuses what is new, until what is under way has been answered."""
+        admission = self.desk.admission
+        admission.closing = True
+        while admission.in_flight:
+            await asyncio.sleep(0.05)
 
     async def _lacking(self) -> list[str]:
         running = serve.status().applications[serve.get_replica_context().app_name].deployments

@@ -12,8 +12,12 @@ set -euo pipefail
 [ $# -ge 2 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 OUT=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
-BASE=${BASE:-http://127.0.0.1:8000}
+BASE=${BASE:-http://127.0.0.1:8000}${MODEL:+/models/$MODEL}
 BIN=$(cd "${HELM:?names the folder of an environment with HELM, see examples/README.md}/bin" && pwd)
+
+# HELM itself would ask again and again for minutes where there is no endpoint, or none of that name.
+curl --silent --show-error --fail-with-body --max-time 60 --header 'Content-Type: application/json' \
+  --data '{"text": "a"}' "$BASE/tokenize" > /dev/null
 
 canonical=
 if [ -n "${PERTURBATIONS:-}" ]; then
@@ -35,6 +39,6 @@ fi
 
 # One thread keeps the requests in the order of the questions. The cache would answer for another model.
 cd "$OUT"
-HELM_HTTP_MODEL_BASE_URL=$BASE${MODEL:+/models/$MODEL} HF_HUB_OFFLINE=1 PYTHONUTF8=1 "$BIN/helm-run" \
+HELM_HTTP_MODEL_BASE_URL=$BASE HF_HUB_OFFLINE=1 PYTHONUTF8=1 "$BIN/helm-run" \
   --conf-paths run.conf --suite quorum --max-eval-instances "${LIMIT:-20}" -n "${THREADS:-1}" \
   --local-path "$OUT/local" -o "$OUT" --disable-cache --exit-on-error

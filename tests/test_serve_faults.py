@@ -1,0 +1,117 @@
+"""A real Serve application with scripted engines: sessions, kills under load, leaving clients, draining."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.serving import FAKE, processes, ready, server
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+SLOW = "models.smollm2_gptq.engine.fake={decode_seconds_per_token: 0.2}"
+TEXT = {"task": "math", "text": "How much is 3 + 4?"}  # 5 tokens
+
+
+def question(i: int) -> dict:
+    return {"id": i, "text": f"Number {i}?", "choices": [f"yes {i}", f"no {i}"]}
+
+
+@pytest.fixture(scope="module")
+def two_engines(tmp_path_factory):
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with server(log, "--set", FAKE, "--settings", "{replicas: {smollm2_gptq: {min: 2, max: 2}}}") as found:
+        yield found
+
+
+def test_answers_of_many_clients_are_their_own(two_engines):
+    base, _ = two_engines
+
+    def ask(i: int) -> None:
+        with httpx.Client(base_url=base, timeout=60) as client:
+            for j in range(i, i + 160, 16):
+                row = client.post("/v1/solve", json=question(j)).json()
+                assert row["id"] == j
+                assert row["answer_text"] in question(j)["choices"]
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(ask, range(16)))
+
+
+def test_a_killed_engine_costs_no_request(two_engines):
+    """Asked again, or refused with a time to come again; never hung, and never another's answer."""
+    base, process = two_engines
+    outcomes: list[tuple[int, int]] = []
+    stop = threading.Event()
+
+    def ask(i: int) -> None:
+        with httpx.Client(base_url=base, timeout=60) as client:
+            while not stop.is_set():
+                response = client.post("/v1/solve", json=question(i))
+                outcomes.append((i, response.status_code))
+                if response.status_code == 200:
+                    assert response.json()["answer_text"] in question(i)["choices"]
+                else:
+                    assert response.status_code == 503
+                    assert int(response.headers["retry-after"]) > 0
+                    time.sleep(0.5)
+
+    with ThreadPoolExecutor(8) as pool:
+        asking = [pool.submit(ask, i) for i in range(8)]
+        time.sleep(2)
+        victim = processes(process, "ServeReplica:quorum:engine")[0]
+        victim.kill()
+        time.sleep(15)
+        stop.set()
+        for future in asking:
+            future.result(60)
+    assert len(outcomes) > 100
+    assert {i for i, status in outcomes[-50:] if status == 200}
+    ready(base, 30)
+    assert len(processes(process, "ServeReplica:quorum:engine")) == 2
+
+
+def test_a_client_who_leaves_frees_its_place(tmp_path):
+    with server(tmp_path / "log", "--set", SLOW) as (base, _):
+        for body in (TEXT, {"questions": [TEXT, TEXT]}, {"questions": [TEXT], "stream": True}):
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{base}/v1/solve", json=body, timeout=0.3)
+        time.sleep(0.5)
+        assert "quorum_in_flight 0.0" in httpx.get(f"{base}/metrics").text
+
+
+def test_what_is_under_way_is_answered_before_the_server_stops(tmp_path):
+    with server(tmp_path / "log", "--set", SLOW) as (base, process), ThreadPoolExecutor(1) as pool:
+        httpx.post(f"{base}/v1/solve", json=TEXT, timeout=30)
+        asked = pool.submit(httpx.post, f"{base}/v1/solve", json=TEXT, timeout=30)
+        time.sleep(0.4)
+        process.terminate()
+        assert asked.result(30).json()["prediction"] == "7"
+        assert process.wait(90) == 0
+
+
+def test_a_port_in_use_is_told(tmp_path, two_engines):
+    base, _ = two_engines
+    with (
+        pytest.raises(AssertionError, match="Address already in use: choose another with --port"),
+        server(tmp_path / "log", "--port", base.rsplit(":", 1)[1]),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--host", "0.0.0.0"], "open to others: give --keys"),
+        (["--set", "tasks.math=5"], "tasks"),
+        (["--settings", "{limits: {in_flite: 5}}"], "limits.in_flite"),
+        (["--keys", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_starts(tmp_path, more, told):
+    with pytest.raises(AssertionError) as failed, server(tmp_path / "log", *more):
+        pass
+    assert told in str(failed.value)
+    assert "Traceback" not in str(failed.value)
