@@ -1,5 +1,7 @@
 """Who gets in: a bound on what is under way, on what one caller has under way, and on a caller's requests a minute."""
 
+import math
+import random
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
@@ -8,6 +10,9 @@ from contextlib import contextmanager
 from serve.refusals import Busy
 from serve.settings import Limits
 
+REFUSALS = 50.0  # a second that cost little beside the answers; of more callers the rest is asked to wait longer
+SPAN = 5.0  # seconds that "lately" means
+LONGEST = 30.0  # seconds that a caller is asked to wait
 CALLERS = 10_000  # whose requests are remembered: the address of a caller without a key is anybody's choice
 WINDOW = 60.0
 
@@ -19,6 +24,7 @@ class Admission:
         self._limits, self._clock = limits, clock
         self._callers: Counter[str] = Counter()
         self._allowance: OrderedDict[str, tuple[float, float]] = OrderedDict()  # requests left, at which time
+        self._refused, self._refused_at = 0.0, clock()  # lately, at the time of the last one
         self.in_flight = 0
         self.closing = False
 
@@ -45,9 +51,11 @@ class Admission:
         if self.closing:
             raise Busy(503, "the server is shutting down: try again", 5.0)
         if self.in_flight + size > limits.in_flight and self.in_flight:
-            raise Busy(503, f"{self.in_flight} of {limits.in_flight} questions and prompts are under way: try again")
+            message = f"{self.in_flight} of {limits.in_flight} questions and prompts are under way: try again"
+            raise Busy(503, message, self._later())
         if self._callers[caller] + size > limits.key_in_flight and self._callers[caller]:
-            raise Busy(429, f"you have {self._callers[caller]} of {limits.key_in_flight} under way: wait for answers")
+            message = f"you have {self._callers[caller]} of {limits.key_in_flight} under way: wait for answers"
+            raise Busy(429, message, self._later())
         self.in_flight += size
         self._callers[caller] += size
         try:
@@ -57,3 +65,11 @@ class Admission:
             self._callers[caller] -= size
             if not self._callers[caller]:
                 del self._callers[caller]
+
+    def _later(self) -> float:
+        """Seconds after which to come again: the more are refused, the later, and not all at the same time, so that
+        refusals do not take what the answers need."""
+        now = self._clock()
+        self._refused = self._refused * math.exp((self._refused_at - now) / SPAN) + 1
+        self._refused_at = now
+        return min(LONGEST, max(1.0, self._refused / REFUSALS * random.uniform(0.5, 1.5)))
