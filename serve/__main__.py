@@ -14,6 +14,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Serve's own set of settings for throughput (twice as many requests here), but for the one that needs HAProxy.
 os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
 os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")
+ROUTER_LOOP = "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"
+os.environ[ROUTER_LOOP] = "1"  # in this process, which has no event loop; read when Serve is imported
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -21,12 +23,15 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 import ray
 import yaml
 from ray import serve
+from ray.serve.exceptions import RayServeException
 
 from ensemble.errors import QuorumError
 from serve.app import build
 
+del os.environ[ROUTER_LOOP]
 NAME = "quorum"  # of the Serve application
 DRAIN_SECONDS = 30.0
+FLUSH_SECONDS = 1.0  # for the last answers on their way through Serve's proxies
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -58,6 +63,12 @@ def taken(host: str, port: int) -> str | None:
         except OSError as e:
             return e.strerror
     return None
+
+
+def drain() -> None:
+    """Until the gateways have answered what is under way."""
+    serve.get_app_handle(NAME).broadcast("drain").results(timeout_s=DRAIN_SECONDS)
+    time.sleep(FLUSH_SECONDS)
 
 
 def main() -> int:
@@ -98,8 +109,8 @@ def main() -> int:
     stop.wait()
     if not failed:
         print("stopping: what is under way is answered first", flush=True)
-        with contextlib.suppress(Exception):  # a gateway that is still starting has nothing under way
-            serve.get_app_handle(NAME).broadcast("drain").results(timeout_s=DRAIN_SECONDS)
+        with contextlib.suppress(RayServeException):  # a gateway that is still starting has nothing under way
+            drain()
     serve.shutdown()
     ray.shutdown()
     if failed:

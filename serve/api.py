@@ -100,9 +100,11 @@ def _routes(desk: Callable[[], Desk]) -> APIRouter:
 
     @routes.get("/metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> PlainTextResponse:
-        """Prometheus."""
+        """Prometheus: of this gateway and of all engines."""
         desk().enter(request)
-        return PlainTextResponse(desk().metrics.text(), media_type="text/plain; version=0.0.4")
+        said = await asyncio.gather(*(model.vitals() for model in desk().gateway.served.values()))
+        text = desk().metrics.text(vitals for of_model in said for vitals in of_model)
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     @routes.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:

@@ -5,10 +5,10 @@ the request comes as plain bytes, and the response goes as plain records.
 """
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
+LEAVE_SECONDS = 5.0  # for the application to end a request whose client has gone
 PIECES = 64  # of a response that may wait for a slow reader
 
 
@@ -37,6 +37,8 @@ async def respond(app: Any, method: str, path: str, body: bytes) -> AsyncIterato
         return {"type": "http.disconnect"}
 
     async def send(message: dict[str, Any]) -> None:
+        if gone.is_set():
+            return
         if message["type"] == "http.response.start":
             types = [value for name, value in message.get("headers", ()) if name.lower() == b"content-type"]
             await pieces.put(Head(message["status"], types[0].decode() if types else "application/json"))
@@ -56,10 +58,12 @@ async def respond(app: Any, method: str, path: str, body: bytes) -> AsyncIterato
         await task
     finally:
         gone.set()
-        if not task.done():
+        while not pieces.empty():  # a sender that waits for room goes on
+            pieces.get_nowait()
+        # vLLM's application ends its work when it hears that the client has gone, and loses sight of it when cancelled.
+        if not task.done() and not (await asyncio.wait([task], timeout=LEAVE_SECONDS))[0]:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _scope(app: Any, method: str, path: str, length: int) -> dict[str, Any]:

@@ -1,10 +1,24 @@
-"""What the gateway counts, for Prometheus. Engines publish their own through Ray's metrics."""
+"""What the gateway counts and what engines say about themselves, for Prometheus."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from ensemble.vitals import Vitals
 from serve.admission import Admission
+
+ENGINE = {
+    "requests": "prompts answered",
+    "prompt_tokens": "tokens of prompts, cached ones too",
+    "cached_tokens": "tokens of prompts that the prefix cache had",
+    "output_tokens": "tokens generated for votes",
+    "errors": "calls that failed",
+    "busy": "seconds with work under way",
+    "running": "requests in the scheduler's batch",
+    "waiting": "requests that wait for the scheduler",
+    "kv_usage": "share of the KV cache in use, 0 to 1",
+}
 
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
@@ -29,5 +43,16 @@ class Metrics:
         self._requests.labels(path, str(status)).inc()
         self._seconds.labels(path).observe(seconds)
 
-    def text(self) -> bytes:
-        return generate_latest(self._registry)
+    def text(self, engines: Iterable[Vitals]) -> bytes:
+        return generate_latest(self._registry) + generate_latest(_of_engines(engines))
+
+
+def _of_engines(engines: Iterable[Vitals]) -> CollectorRegistry:
+    """As they are at this moment; a process that is started again counts from zero under its own pid."""
+    registry, found = CollectorRegistry(), list(engines)
+    for key, told in ENGINE.items():
+        gauge = Gauge(f"quorum_engine_{key}", told, ("model", "node", "pid"), registry=registry)
+        for vitals in found:
+            if (value := getattr(vitals, key)) is not None:
+                gauge.labels(vitals.model, vitals.node, str(vitals.pid)).set(value)
+    return registry

@@ -1,6 +1,7 @@
 """A served model as the gateway sees it: the engines behind a Serve handle, asked again where one dies."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Protocol
 
 from ray.exceptions import RayActorError, RayTaskError
@@ -9,10 +10,12 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ensemble.config import Sampling
 from ensemble.engine import Engine, GenerateReply, ScoreReply, ScoreRequest
 from ensemble.errors import EngineError
+from ensemble.vitals import Vitals
 from serve.bridge import Head
 from serve.refusals import Busy
 
 RETRIES = 2  # of a call whose engine died
+VITALS_SECONDS = 2.0
 RESTART_SECONDS = 10.0  # after which a client may try again where engines are starting
 
 
@@ -24,6 +27,8 @@ class Model(Protocol):
     async def respond(self, method: str, path: str, body: bytes) -> tuple[Head, bytes]: ...
 
     def stream(self, method: str, path: str, body: bytes) -> AsyncIterator[Head | bytes]: ...
+
+    async def vitals(self) -> list[Vitals]: ...
 
 
 class Remote:
@@ -57,6 +62,12 @@ class Remote:
             finally:
                 pieces.cancel()
 
+    async def vitals(self) -> list[Vitals]:
+        """Of each engine that answers at once; not of one that is starting."""
+        asked = self._handle.broadcast("vitals")
+        found = await asked.results_async(timeout_s=VITALS_SECONDS, return_exceptions=True)
+        return [vitals for vitals in found if isinstance(vitals, Vitals)]
+
 
 class _Session:
     def __init__(self, handle: Any) -> None:
@@ -69,10 +80,15 @@ class _Session:
         return await _retried(lambda: self._handle.generate.remote(prompt, sampling, seed))  # type: ignore[no-any-return]
 
 
-async def _retried(call: Callable[[], Awaitable[Any]]) -> Any:
+async def _retried(call: Callable[[], Any]) -> Any:
+    """call: sends, and gives Serve's response."""
     for attempt in range(RETRIES + 1):
+        response = call()
         try:
-            return await call()
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()  # the engine is to stop too
+            raise
         except RayActorError as e:
             if attempt == RETRIES:
                 raise _restarting() from e

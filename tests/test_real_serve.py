@@ -1,6 +1,8 @@
 """The endpoint with the real model, real vLLM and real Ray Serve on CPU, spoken to by real clients."""
 
+import contextlib
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -71,6 +73,37 @@ def test_the_challenges_health_check(served):
     assert 1 <= len(told["tokens"]) <= 50
     assert all(set(token) == {"text", "logprob", "top_logprob"} for token in told["tokens"])
     assert told["logprob"] == pytest.approx(sum(token["logprob"] for token in told["tokens"]))
+
+
+def test_the_engine_stops_computing_for_who_has_left(served):
+    """A text of 1,500 tokens takes a minute and more here, the prompts of 40 questions half a minute."""
+    base, _ = served
+    text = {"model": MEMBER, "prompt": "Once upon a time", "max_tokens": 1500, "min_tokens": 1500}
+    words = " ".join(f"word{i}" for i in range(300))
+    choices = [{"text": f"{words} {i}?", "choices": [f"yes {i}", f"no {i}"]} for i in range(40)]
+    asked = {"/v1/completions": [text, text | {"stream": True}], "/v1/solve": [{"questions": choices}]}
+    for path, bodies in asked.items():
+        for body in bodies:
+            leave(base + path, body)
+            until = time.monotonic() + 20
+            while (running := engine_metric(base, "running") + engine_metric(base, "waiting")) > 0:
+                assert time.monotonic() < until, running
+                time.sleep(0.5)
+
+
+def leave(url: str, body: dict) -> None:
+    """After two seconds, whether the response has begun or not."""
+    with (
+        contextlib.suppress(httpx.ReadTimeout),
+        httpx.stream("POST", url, json=body, timeout=2) as response,
+    ):
+        next(response.iter_bytes())
+        time.sleep(2)
+
+
+def engine_metric(base: str, name: str) -> float:
+    (line,) = re.findall(rf"^quorum_engine_{name}{{.*}} (\S+)$", httpx.get(f"{base}/metrics").text, re.MULTILINE)
+    return float(line)
 
 
 def test_the_examples_client_runs(served):

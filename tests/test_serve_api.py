@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from ensemble.engine import Engine
 from ensemble.fake import FakeEngine
 from ensemble.load import load_config
+from ensemble.vitals import Recorder, Vitals
 from serve import keys as keys_module
 from serve.api import create_api
 from serve.bridge import Head
@@ -34,6 +35,10 @@ class Scripted:
         self.reply: tuple[Head, bytes] = (Head(200, "application/json"), b'{"ok": true}')
         self.pieces: Sequence[bytes] = (b"data: 1\n\n", b"data: [DONE]\n\n")
         self.ended = False
+        self._recorder = Recorder("smollm2_gptq", 0, 0)
+
+    async def vitals(self) -> list[Vitals]:
+        return [self._recorder.snapshot()]
 
     def engine(self, session: str) -> Engine:
         return self._engine
@@ -220,6 +225,13 @@ def test_no_cross_origin_headers(plan):
     assert response.headers["x-content-type-options"] == "nosniff"
 
 
+def test_the_page_is_there_and_may_load_nothing_from_elsewhere(plan):
+    response = client_of(desk_of(plan, Scripted()), "203.0.113.9").get("/")
+    assert response.headers["content-security-policy"].startswith("default-src 'none'")
+    assert "frame-ancestors 'none'" in response.headers["content-security-policy"]
+    assert 'fetch("v1/solve"' in response.text
+
+
 def test_models_are_the_ensemble_and_its_members(plan):
     data = client_of(desk_of(plan, Scripted())).get("/v1/models").json()["data"]
     assert [model["id"] for model in data] == ["ensemble:demo", "smollm2_gptq"]
@@ -352,6 +364,7 @@ def test_counts_for_prometheus(plan):
     assert 'quorum_requests_total{route="/v1/solve",status="200"} 1.0' in text
     assert 'quorum_requests_total{route="/v1/solve",status="400"} 1.0' in text
     assert "/made/up" not in text
+    assert 'quorum_engine_running{model="smollm2_gptq"' in text
 
 
 def test_many_at_once_get_their_own_answers(plan):

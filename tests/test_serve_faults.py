@@ -1,5 +1,7 @@
 """A real Serve application with scripted engines: sessions, kills under load, leaving clients, draining."""
 
+import contextlib
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,7 @@ from tests.serving import FAKE, processes, ready, server
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SLOW = "models.smollm2_gptq.engine.fake={decode_seconds_per_token: 0.2}"
+SETTINGS = "{replicas: {smollm2_gptq: {min: 2, max: 2}}, limits: {body_seconds: 1}}"
 TEXT = {"task": "math", "text": "How much is 3 + 4?"}  # 5 tokens
 
 
@@ -22,7 +25,7 @@ def question(i: int) -> dict:
 @pytest.fixture(scope="module")
 def two_engines(tmp_path_factory):
     log = tmp_path_factory.mktemp("serve") / "log"
-    with server(log, "--set", FAKE, "--settings", "{replicas: {smollm2_gptq: {min: 2, max: 2}}}") as found:
+    with server(log, "--set", FAKE, "--settings", SETTINGS) as found:
         yield found
 
 
@@ -71,6 +74,27 @@ def test_a_killed_engine_costs_no_request(two_engines):
     assert {i for i, status in outcomes[-50:] if status == 200}
     ready(base, 30)
     assert len(processes(process, "ServeReplica:quorum:engine")) == 2
+
+
+def test_a_hundred_megabytes_are_refused_before_they_have_come(two_engines):
+    base, _ = two_engines
+
+    def much():
+        for _ in range(100):
+            yield b"x" * 2**20
+
+    with contextlib.suppress(httpx.WriteError):  # the server may close while the rest is still being sent
+        assert httpx.post(f"{base}/v1/solve", content=much(), timeout=30).status_code == 413
+    assert httpx.post(f"{base}/v1/solve", content=b"x" * 3_000_000, timeout=30).status_code == 413
+    assert httpx.post(f"{base}/v1/solve", json=question(1), timeout=30).status_code == 200
+
+
+def test_a_body_that_does_not_come_is_given_up(two_engines):
+    base, _ = two_engines
+    with socket.create_connection(("127.0.0.1", int(base.rsplit(":", 1)[1]))) as slow:
+        slow.sendall(b"POST /v1/solve HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        slow.settimeout(30)
+        assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_client_who_leaves_frees_its_place(tmp_path):
