@@ -57,6 +57,8 @@ class Prefills:
         """
         from vllm.v1.engine import EngineCoreRequest
 
+        if not prompts:
+            return []
         for prompt, ids in zip(prompts, asked, strict=True):
             self._check(prompt, ids)
         self._llm._run_output_handler()
@@ -73,7 +75,7 @@ class Prefills:
                 )  # fmt: skip
                 await self._core.add_request_async(request)
             await group.done
-        except asyncio.CancelledError:  # nobody waits any more: the engine need not go on
+        except BaseException:  # nobody waits any more: the engine need not go on
             if left := [name for name in names if self._groups.pop(name, None)]:
                 await self._core.abort_requests_async(left)
             raise

@@ -213,7 +213,7 @@ def _gold_choice(value: object, choice_ids: tuple[ChoiceId, ...]) -> int:
 
 def _reference(value: object) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise InputError("answer is a number too large to hold; write it as a string")
         return str(value)
     text = _string(value, "answer", "a string, a number or a list of those, or null where there is no gold")

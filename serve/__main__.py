@@ -23,6 +23,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 import ray
 import yaml
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from ensemble.errors import QuorumError
@@ -79,7 +80,9 @@ def main() -> int:
     if (reason := taken(options.host, options.port)) is not None:
         print(f"error: port {options.port} of {options.host}: {reason}: choose another with --port", file=sys.stderr)
         return 2
-    arguments = {"config": options.config, "set": options.set, "keys": options.keys} | yaml.safe_load(options.settings)
+    arguments = {"config": options.config, "set": options.set, "keys": options.keys} | (
+        yaml.safe_load(options.settings) or {}
+    )
     try:
         app = build(arguments)
     except QuorumError as e:
@@ -109,7 +112,7 @@ def main() -> int:
     stop.wait()
     if not failed:
         print("stopping: what is under way is answered first", flush=True)
-        with contextlib.suppress(RayServeException):  # a gateway that is still starting has nothing under way
+        with contextlib.suppress(RayServeException, RayError, TimeoutError):  # then the rest is not waited for
             drain()
     serve.shutdown()
     ray.shutdown()

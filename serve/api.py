@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ensemble.errors import QuorumError
+from ensemble.errors import QuorumError, by_name
 from ensemble.records import Question
 from serve import challenge, completions
 from serve.bridge import Head
@@ -24,6 +26,7 @@ from serve.recognise import Recognised, recognise
 from serve.refusals import Busy, Refusal
 from serve.requests import checked, parse, questions_of, read_body
 
+LOG = logging.getLogger("ray.serve")
 PAGE = Path(__file__).with_name("page.html")
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
@@ -37,24 +40,28 @@ def create_api(desk: Callable[[], Desk]) -> FastAPI:
     """desk: what answers, known once the process is up."""
     api = FastAPI(title="Quorum", description="An ensemble of models behind one endpoint.", version="1")
     api.include_router(_routes(desk))
-    for kind in (Refusal, HTTPException, RequestValidationError, QuorumError, Exception):
+    for kind in (Refusal, HTTPException, RequestValidationError, QuorumError):
         api.add_exception_handler(kind, _answer_error)
     api.add_middleware(Counted, desk=desk)
     return api
 
 
 async def _answer_error(_: Request, error: Exception) -> Response:
-    """Never with a stack trace."""
+    return _refusal(error).response()
+
+
+def _refusal(error: Exception) -> Refusal:
+    """What is told of an error: never a stack trace."""
+    if isinstance(error, Refusal):
+        return error
     if isinstance(error, HTTPException):
-        error = Refusal(error.status_code, str(error.detail))
-    elif isinstance(error, RequestValidationError):
+        return Refusal(error.status_code, str(error.detail))
+    if isinstance(error, RequestValidationError):
         first = error.errors()[0]
-        error = Refusal(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
-    elif isinstance(error, QuorumError):
-        error = Refusal(400, str(error)) if isinstance(error, ValueError) else Busy(503, str(error))
-    elif not isinstance(error, Refusal):
-        error = Refusal(500, "something failed here; the server's log says what")
-    return error.response()
+        return Refusal(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+    if isinstance(error, QuorumError):
+        return Refusal(400, str(error)) if isinstance(error, ValueError) else Busy(503, str(error))
+    return Refusal(500, "something failed here; the server's log says what")
 
 
 class Counted:
@@ -67,15 +74,23 @@ class Counted:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = time.perf_counter()
+        started, begun = time.perf_counter(), False
 
         async def told(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 MutableHeaders(scope=message).update(HEADERS)
                 self._desk().metrics.answered(scope.get("route"), message["status"], time.perf_counter() - started)
             await send(message)
 
-        await self._app(scope, receive, told)
+        try:
+            await self._app(scope, receive, told)
+        except Exception as e:
+            if begun:
+                raise
+            LOG.exception("a request failed")
+            await _refusal(e).response()(scope, receive, told)
 
 
 def _routes(desk: Callable[[], Desk]) -> APIRouter:
@@ -120,12 +135,12 @@ def _routes(desk: Callable[[], Desk]) -> APIRouter:
         """One question, or several; answers with scores, votes, orders used, members and grade."""
         caller, body = await _read(desk(), request)
         data = parse(body)
-        asked, several = questions_of(data, desk().limits.questions)
+        asked, several = questions_of(data, desk().limits)
         streamed = bool(data.get("stream")) or NDJSON in request.headers.get("accept", "")
         work = desk().flow(caller, len(asked), _solved(desk().gateway, asked))
         if streamed:
             first = await anext(work)  # what is refused as a whole is refused before the response begins
-            return StreamingResponse(_lines(first, work), media_type=NDJSON)
+            return Closing(_lines(first, work), media_type=NDJSON)
         results: list[Any] = [None] * len(asked)
         async for i, row in work:
             results[i] = row
@@ -195,7 +210,7 @@ async def _read(desk: Desk, request: Request) -> tuple[str, bytes]:
     return desk.enter(request), await read_body(request, desk.limits)
 
 
-async def _solved(gateway: Gateway, asked: list[Question | Refusal]) -> AsyncIterator[tuple[int, dict[str, Any]]]:
+async def _solved(gateway: Gateway, asked: list[Question | Refusal]) -> AsyncGenerator[tuple[int, dict[str, Any]]]:
     """Results as they come, with their places; a question that fails says so in its own."""
 
     async def one(i: int, question: Question | Refusal) -> tuple[int, dict[str, Any]]:
@@ -205,7 +220,12 @@ async def _solved(gateway: Gateway, asked: list[Question | Refusal]) -> AsyncIte
             return i, _unanswered(
                 question.id, f"{question.task}: this ensemble answers {', '.join(gateway.plan.tasks)}"
             )
-        return i, await gateway.solve(question)
+        try:
+            return i, await gateway.solve(question)
+        except Busy as e:
+            if len(asked) == 1:
+                raise
+            return i, _unanswered(question.id, e.message, "EngineError")
 
     tasks = [asyncio.create_task(one(i, question)) for i, question in enumerate(asked)]
     try:
@@ -216,17 +236,29 @@ async def _solved(gateway: Gateway, asked: list[Question | Refusal]) -> AsyncIte
             task.cancel()
 
 
-def _unanswered(id: int | str, message: str) -> dict[str, Any]:
-    return {"id": id, "prediction": None, "error": {"type": "InputError", "message": message}}
+def _unanswered(id: int | str, message: str, kind: str = "InputError") -> dict[str, Any]:
+    return {"id": id, "prediction": None, "error": {"type": kind, "message": message}}
 
 
-async def _lines(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[bytes]:
-    yield json.dumps(first[1], ensure_ascii=False).encode() + b"\n"
-    try:
-        async for _, row in rest:
-            yield json.dumps(row, ensure_ascii=False).encode() + b"\n"
-    except Refusal as e:  # the response has begun: its end says why there is no more
-        yield json.dumps(e.body()).encode() + b"\n"
+class Closing(StreamingResponse):
+    """Closes what it streams when it ends, also where its client has left: left to itself, a generator goes on until
+    it is collected."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self.body_iterator.aclose()  # type: ignore[attr-defined]  # it is one of ours
+
+
+async def _lines(first: Any, rest: AsyncGenerator[Any]) -> AsyncGenerator[bytes]:
+    async with aclosing(rest):
+        try:
+            yield json.dumps(first[1], ensure_ascii=False).encode() + b"\n"
+            async for _, row in rest:
+                yield json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        except (Refusal, QuorumError) as e:  # the response has begun: its end says why there is no more
+            yield json.dumps(_refusal(e).body()).encode() + b"\n"
 
 
 async def _completion(desk: Desk, caller: str, path: str, body: bytes, data: dict[str, Any]) -> Response:
@@ -250,20 +282,21 @@ async def _completion(desk: Desk, caller: str, path: str, body: bytes, data: dic
     coming = desk.flow(caller, size, desk.gateway.served[member].stream("POST", path, body))
     head = await anext(coming)
     assert isinstance(head, Head)
-    return StreamingResponse(_events(coming), head.status, media_type=head.content_type)
+    return Closing(_events(coming), head.status, media_type=head.content_type)
 
 
 def _for_member(data: dict[str, Any], member: str) -> bytes:
     return json.dumps(data | {"model": member}, ensure_ascii=False).encode()
 
 
-async def _events(coming: AsyncIterator[Head | bytes]) -> AsyncIterator[bytes]:
-    try:
-        async for piece in coming:
-            assert isinstance(piece, bytes)
-            yield piece
-    except Refusal as e:
-        yield b"data: " + json.dumps(e.body()).encode() + b"\n\n"
+async def _events(coming: AsyncGenerator[Head | bytes]) -> AsyncGenerator[bytes]:
+    async with aclosing(coming):
+        try:
+            async for piece in coming:
+                assert isinstance(piece, bytes)
+                yield piece
+        except (Refusal, QuorumError) as e:
+            yield b"data: " + json.dumps(_refusal(e).body()).encode() + b"\n\n"
 
 
 async def _passed(desk: Desk, caller: str, member: str, method: str, path: str, body: bytes, size: int) -> Response:
@@ -279,25 +312,28 @@ async def _process(desk: Desk, caller: str, asked: challenge.Process, name: str)
         text = asked.prompt + text if asked.echo_prompt else text
         return challenge.voted(text, row["scores"], list(found.labels), time.perf_counter() - started)
     member = desk.member(name)
-    body = json.dumps(challenge.completion_of(asked, member), ensure_ascii=False).encode()
-    work = desk.gateway.served[member].respond("POST", "/v1/completions", body)
+    data = challenge.completion_of(asked, member)
+    completions.size_of("/v1/completions", data, desk.limits.prompts, desk.limits.max_tokens)
+    work = desk.gateway.served[member].respond("POST", "/v1/completions", _for_member(data, member))
     head, content = await desk.within(caller, 1, work)
-    reply = json.loads(content)
     if head.status != 200:
-        raise Refusal(head.status, str(reply.get("error", {}).get("message", "the model refused the request")))
-    return challenge.processed(reply, time.perf_counter() - started)
+        raise Refusal(head.status, challenge.reason(content))
+    return challenge.processed(json.loads(content), time.perf_counter() - started)
 
 
 async def _vote(desk: Desk, caller: str, found: Recognised) -> dict[str, Any]:
     """The vote's result for a recognised question. Raises Refusal."""
     data = {"task": "multiple_choice", "text": found.text, "context": found.context, "choices": list(found.choices)}
-    (question,), _ = questions_of(data | {"group": found.group}, 1)
+    (question,), _ = questions_of(data | {"group": found.group}, desk.limits)
     assert isinstance(question, Question)
     if not desk.gateway.answers(question.task):
         raise Refusal(400, "this ensemble answers no multiple-choice questions")
     row = await desk.within(caller, 1, desk.gateway.solve(question))
     if row["error"]:
-        raise Refusal(400, f"{row['error']['type']}: {row['error']['message']}")
+        error = row["error"]
+        if issubclass(by_name(error["type"]), ValueError):
+            raise Refusal(400, f"{error['type']}: {error['message']}")
+        raise Busy(503, f"{error['type']}: {error['message']}")
     return row
 
 

@@ -5,7 +5,9 @@ python -m serve --config configs/demo.yaml
 """
 
 import asyncio
+import hashlib
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,19 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 
 from ensemble.config import ModelConfig
+from ensemble.errors import ConfigError
 from ensemble.load import load_config
+from ensemble.names import unknown
 from serve.api import create_api
 from serve.desk import Desk
 from serve.engines import EngineReplica
-from serve.gateway import Gateway, served_plan
+from serve.gateway import ENSEMBLE, Gateway, served_plan
 from serve.keys import Keys
 from serve.remote import Remote
 from serve.settings import Replicas, read_settings
 
 ROUTER = "serve.router.SessionRouter"
+LOOK_SECONDS = 1.0  # between two looks at which models have engines
 HEALTH_SECONDS = 2.0  # between two looks at an engine: how soon a dead one is started again
 START_SECONDS = 30.0  # a look may take so long: an engine is busy in its own loop now and then
 ENGINE_CPUS = 0.5  # of Ray's CPUs for an engine without a GPU: vLLM takes its cores itself
@@ -41,7 +46,7 @@ class Ingress:
         self.desk = Desk(
             gateway, found.limits, Keys(found.keys) if found.keys else None, found.default_model, self._lacking
         )
-        self.desk.named(found.default_model)
+        self._looked, self._waiting = 0.0, list(served)
 
     async def drain(self) -> None:
         """Refuses what is new, until what is under way has been answered."""
@@ -51,7 +56,14 @@ class Ingress:
             await asyncio.sleep(0.05)
 
     async def _lacking(self) -> list[str]:
-        running = serve.status().applications[serve.get_replica_context().app_name].deployments
+        """Looked up at most once a second, whoever asks, and not in the event loop: it waits for the controller."""
+        if time.monotonic() - self._looked >= LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self._waiting = await asyncio.to_thread(self._look, serve.get_replica_context().app_name)
+        return self._waiting
+
+    def _look(self, app: str) -> list[str]:
+        running = serve.status().applications[app].deployments
         return [
             model
             for model in self.desk.gateway.served
@@ -70,6 +82,12 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     plan = served_plan(config)
     if settings.keys:
         Keys(settings.keys)
+    name = settings.name or Path(settings.config).stem
+    if settings.default_model not in (None, ENSEMBLE + name, *plan.devices):
+        raise ConfigError(unknown("model", str(settings.default_model), [ENSEMBLE + name, *plan.devices]))
+    for model in settings.replicas:
+        if model not in plan.devices:
+            raise ConfigError("replicas: " + unknown("model", model, list(plan.devices)))
     handles = {
         model: _engines(
             model, config.models[model], device, settings.replicas.get(model, Replicas()), config.ray.stall_seconds
@@ -88,8 +106,9 @@ def build(arguments: dict[str, Any]) -> serve.Application:
 
 
 def deployment_name(model: str) -> str:
-    """A model may be named by a path."""
-    return "engine-" + "".join(c if c.isalnum() else "-" for c in Path(model).stem)
+    """A model may be named by a path; the digest tells names apart that look alike without their signs."""
+    plain = "".join(c if c.isalnum() else "-" for c in Path(model).name.removesuffix(".yaml"))
+    return f"engine-{plain}-{hashlib.blake2b(model.encode(), digest_size=3).hexdigest()}"
 
 
 def _engines(model: str, config: ModelConfig, device: str, replicas: Replicas, stall: float) -> serve.Application:

@@ -3,6 +3,7 @@
 `/process` becomes a completion of vLLM's application, and its reply what the client expects.
 """
 
+import json
 import math
 from typing import Annotated, Any
 
@@ -83,6 +84,14 @@ def completion_of(asked: Process, model: str) -> dict[str, Any]:
     if top_k := asked.top_k_per_token or asked.top_k:
         body["top_k"] = top_k
     return body
+
+
+def reason(content: bytes) -> str:
+    """Why vLLM refused the request."""
+    try:
+        return str(json.loads(content)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return "the model refused the request"
 
 
 def processed(completion: dict[str, Any], seconds: float) -> Processed:

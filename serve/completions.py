@@ -36,14 +36,16 @@ def prompt_of(path: str, body: dict[str, Any]) -> str | None:
 
 def size_of(path: str, body: dict[str, Any], limit: int, max_tokens: int) -> int:
     """How many texts are asked for. Raises Refusal where they are too many or too long."""
+    for key in ("n", "max_tokens", "max_completion_tokens"):  # vLLM would read "9999" and 1e4 as numbers too
+        if type(body.get(key)) not in (int, type(None)):
+            raise Refusal(400, f"{key} must be a whole number")
     prompt, n = body.get("prompt"), body.get("n")
     several = path != CHAT and isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
-    count = (len(prompt) if several and isinstance(prompt, list) else 1) * (n if isinstance(n, int) and n > 0 else 1)
+    count = (len(prompt) if several and isinstance(prompt, list) else 1) * max(1, n or 1)
     if count > limit:
         raise Refusal(400, f"{count} texts in one request, at most {limit} are answered: send them in several")
     for key in ("max_tokens", "max_completion_tokens"):
-        asked = body.get(key)
-        if isinstance(asked, int) and asked > max_tokens:
+        if (asked := body.get(key) or 0) > max_tokens:
             raise Refusal(400, f"{key} is {asked}, at most {max_tokens} are written")
     return count
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from typing import NamedTuple, TypeVar
 
 from fastapi import Request
@@ -88,7 +89,7 @@ class Desk:
             if isinstance(work, Coroutine):
                 work.close()  # it has not begun where there was no room
 
-    async def flow(self, caller: str, size: int, source: AsyncIterator[Result]) -> AsyncIterator[Result]:
+    async def flow(self, caller: str, size: int, source: AsyncGenerator[Result]) -> AsyncGenerator[Result]:
         """The same for work that gives its results one after another, at the pace at which they are taken.
 
         It runs in a task of its own: a response is sent by another task than the one that it begins in, and a time
@@ -97,8 +98,9 @@ class Desk:
         ready: asyncio.Queue[Result | _End] = asyncio.Queue(AHEAD)
 
         async def work() -> None:
-            async for item in source:
-                await ready.put(item)
+            async with aclosing(source):
+                async for item in source:
+                    await ready.put(item)
 
         async def run() -> None:
             try:

@@ -44,20 +44,19 @@ class Keys:
         state = _state(self._path)
         if state == self._state:
             return
-        self._state = state
         try:
-            self._digests = _read(self._path)
-        except ConfigError:
+            self._digests, self._state = _read(self._path), state
+        except ConfigError:  # looked at again the next time
             self._digests = []
 
 
-def _state(path: Path) -> tuple[int, int, int]:
-    """Changes with the file, also where a secret's link is pointed elsewhere."""
+def _state(path: Path) -> tuple[int, ...]:
+    """Changes with the file and its permissions, also where a secret's link is pointed elsewhere."""
     try:
         found = os.stat(path)
     except OSError:
-        return 0, 0, 0
-    return found.st_mtime_ns, found.st_size, found.st_ino
+        return ()
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
 
 
 def _read(path: Path) -> list[tuple[str, bytes]]:

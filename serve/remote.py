@@ -1,10 +1,11 @@
 """A served model as the gateway sees it: the engines behind a Serve handle, asked again where one dies."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Protocol
 
-from ray.exceptions import RayActorError, RayTaskError
+from grpc.aio import AioRpcError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
 from ensemble.config import Sampling
@@ -14,6 +15,7 @@ from ensemble.vitals import Vitals
 from serve.bridge import Head
 from serve.refusals import Busy
 
+DEAD = (RayActorError, AioRpcError)  # what is seen of a replica that dies, by Ray and by Serve's gRPC
 RETRIES = 2  # of a call whose engine died
 VITALS_SECONDS = 2.0
 RESTART_SECONDS = 10.0  # after which a client may try again where engines are starting
@@ -26,7 +28,7 @@ class Model(Protocol):
 
     async def respond(self, method: str, path: str, body: bytes) -> tuple[Head, bytes]: ...
 
-    def stream(self, method: str, path: str, body: bytes) -> AsyncIterator[Head | bytes]: ...
+    def stream(self, method: str, path: str, body: bytes) -> AsyncGenerator[Head | bytes]: ...
 
     async def vitals(self) -> list[Vitals]: ...
 
@@ -44,7 +46,7 @@ class Remote:
     async def respond(self, method: str, path: str, body: bytes) -> tuple[Head, bytes]:
         return await _retried(lambda: self._handle.respond.remote(method, path, body))  # type: ignore[no-any-return]
 
-    async def stream(self, method: str, path: str, body: bytes) -> AsyncIterator[Head | bytes]:
+    async def stream(self, method: str, path: str, body: bytes) -> AsyncGenerator[Head | bytes]:
         handle = self._handle.options(stream=True)
         began = False
         for attempt in range(RETRIES + 1):
@@ -54,7 +56,7 @@ class Remote:
                     began = True
                     yield piece
                 return
-            except RayActorError as e:
+            except DEAD as e:
                 if began or attempt == RETRIES:
                     raise _restarting() from e
             except (RayTaskError, RayServeException) as e:
@@ -64,8 +66,11 @@ class Remote:
 
     async def vitals(self) -> list[Vitals]:
         """Of each engine that answers at once; not of one that is starting."""
-        asked = self._handle.broadcast("vitals")
-        found = await asked.results_async(timeout_s=VITALS_SECONDS, return_exceptions=True)
+        try:
+            asked = self._handle.broadcast("vitals")
+            found = await asked.results_async(timeout_s=VITALS_SECONDS, return_exceptions=True)
+        except (RayError, RayServeException, TimeoutError):  # none is there, or one hangs
+            return []
         return [vitals for vitals in found if isinstance(vitals, Vitals)]
 
 
@@ -89,7 +94,7 @@ async def _retried(call: Callable[[], Any]) -> Any:
         except asyncio.CancelledError:
             response.cancel()  # the engine is to stop too
             raise
-        except RayActorError as e:
+        except DEAD as e:
             if attempt == RETRIES:
                 raise _restarting() from e
         except (RayTaskError, RayServeException) as e:

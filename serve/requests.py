@@ -65,7 +65,7 @@ def checked(kind: type[Checked], data: Mapping[str, Any]) -> Checked:
         raise Refusal(400, f"{place}: {first['msg']}") from None
 
 
-def questions_of(data: Mapping[str, Any], limit: int) -> tuple[list[Question | Refusal], bool]:
+def questions_of(data: Mapping[str, Any], limits: Limits) -> tuple[list[Question | Refusal], bool]:
     """The questions of a /v1/solve request, each one or why it is none; and whether it was a list of them.
 
     An id may be left out: then it is the question's number. So may the task: with choices it is multiple_choice, else
@@ -73,18 +73,18 @@ def questions_of(data: Mapping[str, Any], limit: int) -> tuple[list[Question | R
     """
     rows, several = data.get("questions"), "questions" in data
     if not several:
-        found = _question(data, 0)
+        found = _question(data, 0, limits)
         if isinstance(found, Refusal):
             raise found
         return [found], False
     if not isinstance(rows, list) or not rows:
         raise Refusal(400, "questions must be a list with at least one question")
-    if len(rows) > limit:
-        raise Refusal(400, f"{len(rows)} questions in one request, at most {limit} are answered: send them in several")
-    return [_question(row, i) for i, row in enumerate(rows)], True
+    if (most := limits.questions) < len(rows):
+        raise Refusal(400, f"{len(rows)} questions in one request, at most {most} are answered: send them in several")
+    return [_question(row, i, limits) for i, row in enumerate(rows)], True
 
 
-def _question(row: object, index: int) -> Question | Refusal:
+def _question(row: object, index: int, limits: Limits) -> Question | Refusal:
     if isinstance(row, dict):
         given = {key: value for key, value in row.items() if value is not None}
         tasks = given.keys() & {"task", "task_type"}
@@ -92,9 +92,13 @@ def _question(row: object, index: int) -> Question | Refusal:
             given["task"] = "multiple_choice" if "choices" in given else "generation"
         row = {"id": index} | given
     try:
-        return parse_question(row, index, "request", index + 1)
+        question = parse_question(row, index, "request", index + 1)
     except InputError as e:
         return Refusal(400, str(e))
+    size = len(question.text) + len(question.context or "") + sum(map(len, question.choices))
+    if size > limits.characters:
+        return Refusal(400, f"the question has {size:,} characters, at most {limits.characters:,} are read: cut it")
+    return question
 
 
 def _no_constant(name: str) -> NoReturn:

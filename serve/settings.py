@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ensemble.config import Record
 from ensemble.errors import ConfigError
@@ -15,6 +15,9 @@ class Limits(Record):
     """What one request and all of them together may take; more is refused at once, with the cure in the message."""
 
     body_bytes: Count = Field(2_000_000, description="Of a request; more is answered by 413.")
+    characters: Count = Field(
+        200_000, description="Of one question: more than models read is cut anyway, and costs time to cut."
+    )
     questions: Count = Field(256, description="In one request.")
     prompts: Count = Field(64, description="In one completion request, and n of each.")
     max_tokens: Count = Field(4096, description="That a completion may ask for.")
@@ -31,6 +34,12 @@ class Replicas(Record):
     min: Annotated[int, Field(ge=0)] = Field(1, description="Kept running.")
     max: Count = Field(1, description="Started under load.")
     ongoing: Count = Field(64, description="Calls under way for each replica that autoscaling aims at.")
+
+    @model_validator(mode="after")
+    def ordered(self) -> "Replicas":
+        if self.min > self.max:
+            raise ValueError("min is larger than max")
+        return self
 
 
 class Settings(Record):

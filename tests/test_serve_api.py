@@ -137,6 +137,23 @@ def test_a_bad_body_is_refused_with_the_reason(plan, body, status, told):
     assert told in message(response)
 
 
+@pytest.mark.parametrize("gold", [10**400, [10**400], 1.5, True, {}])
+def test_odd_gold_is_gold_or_refused(plan, gold):
+    client = client_of(desk_of(plan, Scripted()))
+    response = client.post("/v1/solve", json={"text": "x", "task": "generation", "answer": gold})
+    assert response.status_code in (200, 400)
+
+
+def test_what_breaks_is_told_without_a_trace_and_counted(plan):
+    model = Scripted()
+    model.reply = Head(200, "application/json"), b"not JSON"
+    client = client_of(desk_of(plan, model))
+    assert "server's log" in message(client.post("/process", json={"prompt": "x"}))
+    assert 'route="/process",status="500"} 1.0' in client.get("/metrics").text
+    model.reply = Head(500, "text/plain"), b"Internal Server Error"
+    assert message(client.post("/process", json={"prompt": "x"})) == "the model refused the request"
+
+
 def test_a_nul_byte_in_a_text_is_a_character_like_others(plan):
     body = QUESTION | {"text": "What\0melts?"}
     assert client_of(desk_of(plan, Scripted())).post("/v1/solve", json=body).status_code == 200
@@ -196,6 +213,10 @@ def test_keys(plan, tmp_path, monkeypatch):
     assert client.get("/v1/models", headers={"X-API-Key": "fedcba9876543210"}).status_code == 200
     path.write_text("ann 0123456789abcdef\n")  # bob's is revoked
     assert client.get("/v1/models", headers={"X-API-Key": "fedcba9876543210"}).status_code == 401
+    assert client.get("/v1/models", headers={"X-API-Key": "0123456789abcdef"}).status_code == 200
+    path.write_text("short\n")  # wrong, and mended
+    assert client.get("/v1/models", headers={"X-API-Key": "0123456789abcdef"}).status_code == 401
+    path.write_text("ann 0123456789abcdef\n")
     assert client.get("/v1/models", headers={"X-API-Key": "0123456789abcdef"}).status_code == 200
     path.unlink()  # nobody can say who is let in
     assert client.get("/v1/models", headers={"X-API-Key": "0123456789abcdef"}).status_code == 401
@@ -273,6 +294,10 @@ def test_the_ensemble_votes_on_a_choice_prompt_and_hands_on_any_other(plan):
         ("/v1/completions", {"prompt": ["x"] * 65}, 400, "at most 64"),
         ("/v1/completions", {"prompt": "x", "n": 65}, 400, "at most 64"),
         ("/v1/completions", {"prompt": "x", "max_tokens": 5000}, 400, "at most 4096"),
+        ("/v1/completions", {"prompt": "x", "max_tokens": "5000"}, 400, "max_tokens must be a whole number"),
+        ("/v1/completions", {"prompt": "x", "n": 1e4}, 400, "n must be a whole number"),
+        ("/process", {"prompt": "x", "max_new_tokens": 5000}, 400, "at most 4096"),
+        ("/v1/solve", {"text": "x" * 200_001}, 400, "at most 200,000 are read"),
         ("/process", {}, 400, "prompt: Field required"),
         ("/process", {"prompt": "x", "num_return_sequences": 2}, 400, "one sequence"),
         ("/models/none/process", {"prompt": "x"}, 404, "no model 'none'"),
@@ -307,6 +332,19 @@ def test_a_reader_who_leaves_ends_the_work(plan):
             await anext(coming)
         assert desk.admission.in_flight == 1
         await coming.aclose()
+        return model.ended, desk.admission.in_flight
+
+    assert asyncio.run(main()) == (True, 0)
+
+
+def test_a_reader_who_stalls_until_the_time_is_up_leaves_nothing_behind(plan):
+    async def main() -> tuple[bool, int]:
+        model = Scripted()
+        model.pieces = [b"data\n\n"] * 10_000_000
+        desk = desk_of(plan, model, Limits(seconds=0.3))
+        coming = desk.flow("me", 1, model.stream("POST", "/v1/completions", b""))
+        await anext(coming)
+        await asyncio.sleep(0.6)
         return model.ended, desk.admission.in_flight
 
     assert asyncio.run(main()) == (True, 0)

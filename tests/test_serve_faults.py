@@ -132,6 +132,9 @@ def test_a_port_in_use_is_told(tmp_path, two_engines):
         (["--set", "tasks.math=5"], "tasks"),
         (["--settings", "{limits: {in_flite: 5}}"], "limits.in_flite"),
         (["--keys", "/nowhere"], "/nowhere"),
+        (["--settings", "{default_model: smollm}"], "did you mean 'smollm2_gptq'"),
+        (["--settings", "{replicas: {smollm: {max: 2}}}"], "did you mean 'smollm2_gptq'"),
+        (["--settings", "{replicas: {smollm2_gptq: {min: 2}}}"], "min is larger than max"),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_starts(tmp_path, more, told):
