@@ -12,14 +12,11 @@ from typing import Any, NamedTuple
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ensemble import models
 from ensemble.config import ModelConfig, Sampling
-from ensemble.engine import Engine, GenerateReply, ScoreReply, ScoreRequest, engine_env, is_dead
+from ensemble.engine import GenerateReply, ScoreReply, ScoreRequest
 from ensemble.errors import by_name
-from ensemble.fake import FakeEngine
-from ensemble.gpu import wait_for_memory
 from ensemble.placement import pack
-from ensemble.presets import with_preset
+from ensemble.running import start_engine
 from ensemble.vitals import Recorder, Vitals
 from pipelines.cluster import Node, enter
 from pipelines.metrics import Exporter
@@ -142,8 +139,9 @@ class EngineActor:
     async def start(self) -> None:
         async with self._starting:
             if self._engine is None:
-                self._engine = await self._start()
-                self._recorder.started()
+                enter(self._spec.cwd)
+                spec = self._spec
+                self._engine = await start_engine(spec.model, spec.config, spec.device, self._recorder)
 
     async def vitals(self) -> Vitals:
         """What the engine does; Ray's metrics get it too."""
@@ -169,47 +167,12 @@ class EngineActor:
             await asyncio.to_thread(self._engine.close)
 
     async def _outcome(self, call: Call) -> Outcome:
-        recorder = self._recorder
         try:
             if isinstance(call, Score):
-                replies: list[ScoreReply] = await self._engine.score(call.requests)
-                recorder.add(
-                    sum(r.prompt_tokens for r in replies), sum(r.cached_tokens for r in replies), 0, len(call.requests)
-                )
-                return replies
-            reply: GenerateReply = await self._engine.generate(*call)
-            recorder.add(reply.prompt_tokens, reply.cached_tokens, reply.tokens)
-            return reply
+                return await self._engine.score(call.requests)  # type: ignore[no-any-return]
+            return await self._engine.generate(*call)  # type: ignore[no-any-return]
         except Exception as e:
-            if is_dead(e):  # only a new process helps: Ray restarts the actor, the client asks again
-                os._exit(1)
-            recorder.error()
             return Failure(type(e).__name__, str(e))
-
-    async def _start(self) -> Engine:
-        spec, recorder = self._spec, self._recorder
-        if spec.config.engine.fake is not None:
-            fake = FakeEngine(**spec.config.engine.fake)
-            await fake.start()
-            return fake
-        from ensemble.engine import VLLMEngine
-
-        enter(spec.cwd)
-        recorder.status = "preparing"
-        folder = await asyncio.to_thread(models.prepare, spec.model, spec.config, self._report)
-        if spec.device == "cuda":
-            recorder.status = "waiting for the GPU's memory"
-            os.environ.update(
-                engine_env(spec.config.engine, spec.device)
-            )  # before vLLM is imported for the driver's API
-            settings = with_preset(spec.config.engine, spec.config.engine.hardware or models.hardware("cuda"))
-            await asyncio.to_thread(wait_for_memory, spec.gpus, settings.gpu_memory_utilization or 0.0)
-        recorder.status = "loading"
-        await asyncio.sleep(0.2)  # lets a waiting look at the vitals be answered: construction blocks this loop
-        return VLLMEngine(spec.config, folder, spec.device, recorder)
-
-    def _report(self, line: str) -> None:
-        self._recorder.status = line
 
     def _guard(self) -> None:
         """Ends the process of an engine that hangs, so that Ray starts it again."""

@@ -17,7 +17,7 @@ from serve.settings import Limits
 
 Result = TypeVar("Result")
 AHEAD = 64  # results that may wait for a slow reader
-LOCAL = {"localhost", "127.0.0.1", "::1", "testserver"}
+LOCAL = {"localhost", "127.0.0.1", "::1"}
 
 
 class Desk:

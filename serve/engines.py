@@ -1,16 +1,12 @@
 """One engine of a served model: a replica of a Ray Serve deployment, which Serve starts again when it dies."""
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from ensemble import models
 from ensemble.config import ModelConfig, Sampling
-from ensemble.engine import GenerateReply, ScoreReply, ScoreRequest, VLLMEngine, engine_env, is_dead
-from ensemble.fake import FakeEngine
-from ensemble.gpu import wait_for_memory
-from ensemble.presets import with_preset
+from ensemble.engine import GenerateReply, ScoreReply, ScoreRequest
+from ensemble.running import start_engine
 from ensemble.vitals import Recorder, Vitals
 from serve.bridge import Head, respond
 
@@ -24,33 +20,17 @@ class EngineReplica:
         """stall: seconds without progress after which the engine counts as hung."""
         gpus = config.engine.tensor_parallel_size if device == "cuda" else 0
         self._stall, self._recorder = stall, Recorder(name, 0, gpus)
-        self._engine: Any
-        self._api: Any = None
-        if config.engine.fake is not None:
-            self._engine = FakeEngine(**config.engine.fake)
-            await self._engine.start()
-        else:
-            folder = await asyncio.to_thread(models.prepare, name, config, lambda _: None)
-            if device == "cuda":
-                os.environ.update(engine_env(config.engine, device))
-                settings = with_preset(config.engine, config.engine.hardware or models.hardware("cuda"))
-                await asyncio.to_thread(wait_for_memory, gpus, settings.gpu_memory_utilization or 0.0)
-            self._engine = VLLMEngine(config, folder, device, self._recorder)
-            self._api = await openai_app(self._engine.llm, str(folder), name)
-        self._recorder.started()
+        self._running = await start_engine(name, config, device, self._recorder)
+        self._llm: Any = getattr(self._running.engine, "llm", None)  # a scripted engine has none
+        self._api = await openai_app(self._llm, name) if self._llm else None
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply]:
         with self._recorder.working(1):
-            replies: list[ScoreReply] = await self._alive(self._engine.score(requests))
-        prompts, cached = sum(r.prompt_tokens for r in replies), sum(r.cached_tokens for r in replies)
-        self._recorder.add(prompts, cached, 0, len(requests))
-        return replies
+            return await self._running.score(requests)
 
     async def generate(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> GenerateReply:
         with self._recorder.working(1):
-            reply: GenerateReply = await self._alive(self._engine.generate(prompt, sampling, seed))
-        self._recorder.add(reply.prompt_tokens, reply.cached_tokens, reply.tokens)
-        return reply
+            return await self._running.generate(prompt, sampling, seed)
 
     async def respond(self, method: str, path: str, body: bytes) -> tuple[Head, bytes]:
         """A whole response of vLLM's application."""
@@ -70,7 +50,7 @@ class EngineReplica:
             return
         with self._recorder.working(1):
             async for piece in respond(self._api, method, path, body):
-                if isinstance(piece, Head) and piece.status >= 500 and self._engine.llm.errored:
+                if isinstance(piece, Head) and piece.status >= 500 and self._llm.errored:
                     os._exit(1)
                 yield piece
 
@@ -81,20 +61,11 @@ class EngineReplica:
         """Asked by Serve every few seconds; who raises is started again."""
         if (seconds := self._recorder.stalled()) > self._stall:
             raise RuntimeError(f"the engine has not answered for {seconds:.0f} s")
-        if self._api is not None and self._engine.llm.errored:
+        if self._api is not None and self._llm.errored:
             os._exit(1)
 
-    async def _alive(self, call: Any) -> Any:
-        try:
-            return await call
-        except Exception as e:
-            self._recorder.error()
-            if is_dead(e):  # only a new process helps
-                os._exit(1)
-            raise
 
-
-async def openai_app(llm: Any, folder: str, name: str) -> Any:
+async def openai_app(llm: Any, name: str) -> Any:
     """vLLM's HTTP application over a running `AsyncLLM`; vLLM 0.26 to 0.29."""
     import warnings
 
@@ -107,7 +78,7 @@ async def openai_app(llm: Any, folder: str, name: str) -> Any:
         from vllm.entrypoints.openai.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    arguments = ["--model", folder, "--served-model-name", name, TOKENIZER_INFO]
+    arguments = ["--model", llm.model_config.model, "--served-model-name", name, TOKENIZER_INFO]
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
     tasks = await llm.get_supported_tasks()
     app = build_app(args, tasks)

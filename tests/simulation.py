@@ -164,7 +164,7 @@ class Engine(EngineActor):
             self.under_way -= tokens
 
     def busy_seconds(self) -> float:
-        return self._engine.busy_seconds if self._engine else 0.0
+        return self._engine.engine.busy_seconds if self._engine else 0.0
 
 
 def size(call: Call) -> int:

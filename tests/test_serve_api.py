@@ -71,7 +71,7 @@ def desk_of(plan: Any, model: Scripted, limits: Limits | None = None, keys: Keys
 
 
 def client_of(desk: Desk, address: str = "127.0.0.1") -> TestClient:
-    return TestClient(create_api(lambda: desk), client=(address, 1), raise_server_exceptions=False)
+    return TestClient(create_api(lambda: desk), "http://localhost", client=(address, 1), raise_server_exceptions=False)
 
 
 def message(response: Any) -> str:
