@@ -237,14 +237,15 @@ class Load:
         self.started, cpu = time.perf_counter(), time.process_time()
         self.deadline = self.started + self.options.seconds
         progress = asyncio.create_task(self._progress())
-        await asyncio.gather(*(self._client() for _ in range(self.clients)))
+        await asyncio.gather(*(self._client(i / self.clients) for i in range(self.clients)))
         whole, cpu = time.perf_counter() - self.started, time.process_time() - cpu
         await asyncio.sleep(1.5 if pid else 0)  # and a last one
         for task in filter(None, (watch, progress)):
             task.cancel()
         return self._figures(whole, cpu)
 
-    async def _client(self) -> None:
+    async def _client(self, place: float) -> None:
+        await asyncio.sleep(place * self.options.ramp)
         # An idle connection is given up before the server does: that would look like a cut one.
         connector = aiohttp.TCPConnector(limit=1, keepalive_timeout=2)
         timeout, jar = aiohttp.ClientTimeout(total=self.options.timeout), aiohttp.DummyCookieJar()
@@ -399,6 +400,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="", help="what completions and chat name")
     parser.add_argument("--clients", default="64", help="one number, or several: 64,512")
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--ramp", type=float, default=0, help="seconds in which the clients begin, one after another")
     parser.add_argument("--key", help="of the endpoint")
     parser.add_argument("--input", type=Path, help="rows of questions to ask in turn, marked; left out: made ones")
     parser.add_argument("--max-tokens", type=int, default=128)

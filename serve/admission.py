@@ -1,7 +1,5 @@
 """Who gets in: a bound on what is under way, on what one caller has under way, and on a caller's requests a minute."""
 
-import math
-import random
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
@@ -10,9 +8,8 @@ from contextlib import contextmanager
 from serve.refusals import Busy
 from serve.settings import Limits
 
-REFUSALS = 50.0  # a second that cost little beside the answers; of more callers the rest is asked to wait longer
-SPAN = 5.0  # seconds that "lately" means
-LONGEST = 30.0  # seconds that a caller is asked to wait
+RETURNS = 25.0  # a second, of callers who were refused: what refusals may cost beside the answers
+SOONEST, LONGEST = 1.0, 30.0  # seconds that a caller is asked to wait
 CALLERS = 10_000  # whose requests are remembered: the address of a caller without a key is anybody's choice
 WINDOW = 60.0
 
@@ -24,7 +21,7 @@ class Admission:
         self._limits, self._clock = limits, clock
         self._callers: Counter[str] = Counter()
         self._allowance: OrderedDict[str, tuple[float, float]] = OrderedDict()  # requests left, at which time
-        self._refused, self._refused_at = 0.0, clock()  # lately, at the time of the last one
+        self._places = {429: 0.0, 503: 0.0}  # when the last who was refused so is to come again
         self.in_flight = 0
         self.closing = False
 
@@ -44,18 +41,22 @@ class Admission:
                 429, f"more than {rate} requests a minute: wait, or ask for a higher limit", (1 - left) * 60 / rate
             )
 
-    @contextmanager
-    def enter(self, caller: str, size: int) -> Iterator[None]:
-        """Holds room for so many questions or prompts. Raises Busy where there is none."""
+    def check(self, caller: str, size: int = 1) -> None:
+        """Raises Busy where there is no room for so many questions or prompts."""
         limits = self._limits
         if self.closing:
             raise Busy(503, "the server is shutting down: try again", 5.0)
         if self.in_flight + size > limits.in_flight and self.in_flight:
             message = f"{self.in_flight} of {limits.in_flight} questions and prompts are under way: try again"
-            raise Busy(503, message, self._later())
+            raise self._later(503, message)
         if self._callers[caller] + size > limits.key_in_flight and self._callers[caller]:
             message = f"you have {self._callers[caller]} of {limits.key_in_flight} under way: wait for answers"
-            raise Busy(429, message, self._later())
+            raise self._later(429, message)
+
+    @contextmanager
+    def enter(self, caller: str, size: int) -> Iterator[None]:
+        """Holds room for so many questions or prompts. Raises Busy where there is none."""
+        self.check(caller, size)
         self.in_flight += size
         self._callers[caller] += size
         try:
@@ -66,10 +67,10 @@ class Admission:
             if not self._callers[caller]:
                 del self._callers[caller]
 
-    def _later(self) -> float:
-        """Seconds after which to come again: the more are refused, the later, and not all at the same time, so that
-        refusals do not take what the answers need."""
+    def _later(self, status: int, message: str) -> Busy:
+        """Those who are refused get places one after another, so that they do not come back together and their refusals
+        take little of what the answers need."""
         now = self._clock()
-        self._refused = self._refused * math.exp((self._refused_at - now) / SPAN) + 1
-        self._refused_at = now
-        return min(LONGEST, max(1.0, self._refused / REFUSALS * random.uniform(0.5, 1.5)))
+        place = min(max(self._places[status] + 1 / RETURNS, now + SOONEST), now + LONGEST)
+        self._places[status] = place
+        return Busy(status, message, place - now)

@@ -206,8 +206,10 @@ def _routes(desk: Callable[[], Desk]) -> APIRouter:
 
 
 async def _read(desk: Desk, request: Request) -> tuple[str, bytes]:
-    """The caller, who is known before anything is read, and the body."""
-    return desk.enter(request), await read_body(request, desk.limits)
+    """The caller, who is known before anything is read, and the body. Where nothing more gets in, that is said at once."""
+    caller = desk.enter(request)
+    desk.admission.check(caller)
+    return caller, await read_body(request, desk.limits)
 
 
 async def _solved(gateway: Gateway, asked: list[Question | Refusal]) -> AsyncGenerator[tuple[int, dict[str, Any]]]:

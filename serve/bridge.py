@@ -5,7 +5,7 @@ the request comes as plain bytes, and the response goes as plain records.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
 
 LEAVE_SECONDS = 5.0  # for the application to end a request whose client has gone
@@ -19,10 +19,13 @@ class Head(NamedTuple):
     content_type: str
 
 
-async def respond(app: Any, method: str, path: str, body: bytes) -> AsyncIterator[Head | bytes]:
+async def respond(
+    app: Any, method: str, path: str, body: bytes, pause: Callable[[], float] = lambda: 0.0
+) -> AsyncIterator[Head | bytes]:
     """First the Head, then the body's pieces. Closing the iterator is the client's going: the request is cancelled.
 
-    Raises what the application raises before its response has begun.
+    pause: seconds after a piece, in which what comes is gathered for the next one. Raises what the application raises
+    before its response has begun.
     """
     pieces: asyncio.Queue[Head | bytes | None] = asyncio.Queue(PIECES)
     gone = asyncio.Event()
@@ -53,8 +56,18 @@ async def respond(app: Any, method: str, path: str, body: bytes) -> AsyncIterato
 
     task = asyncio.create_task(run())
     try:
-        while (piece := await pieces.get()) is not None:
-            yield piece
+        ended = False
+        while not ended:
+            waiting: list[Any] = [await pieces.get()]
+            while not pieces.empty():
+                waiting.append(pieces.get_nowait())
+            if ended := waiting[-1] is None:
+                waiting.pop()
+            if waiting and isinstance(waiting[0], Head):
+                yield waiting.pop(0)
+            if waiting:
+                yield b"".join(waiting)
+                await asyncio.wait([task], timeout=pause())
         await task
     finally:
         gone.set()

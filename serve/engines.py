@@ -10,6 +10,8 @@ from ensemble.running import start_engine
 from ensemble.vitals import Recorder, Vitals
 from serve.bridge import Head, respond
 
+PIECES = 500.0  # of streams, a second: each costs the same in every process on its way, however short it is
+LONGEST_PAUSE = 0.25  # seconds between two pieces of a stream
 TOKENIZER_INFO = "--enable-tokenizer-info-endpoint"  # lm-evaluation-harness asks for it
 
 
@@ -19,7 +21,7 @@ class EngineReplica:
     async def __init__(self, name: str, config: ModelConfig, device: str, stall: float) -> None:  # type: ignore[misc]  # Serve awaits it
         """stall: seconds without progress after which the engine counts as hung."""
         gpus = config.engine.tensor_parallel_size if device == "cuda" else 0
-        self._stall, self._recorder = stall, Recorder(name, 0, gpus)
+        self._stall, self._recorder, self._open = stall, Recorder(name, 0, gpus), 0
         self._running = await start_engine(name, config, device, self._recorder)
         self._llm: Any = getattr(self._running.engine, "llm", None)  # a scripted engine has none
         self._api = await openai_app(self._llm, name) if self._llm else None
@@ -48,11 +50,19 @@ class EngineReplica:
             yield Head(501, "application/json")
             yield b'{"error": {"message": "the scripted engine has no such endpoint", "code": 501}}'
             return
-        with self._recorder.working(1):
-            async for piece in respond(self._api, method, path, body):
-                if isinstance(piece, Head) and piece.status >= 500 and self._llm.errored:
-                    os._exit(1)
-                yield piece
+        self._open += 1
+        try:
+            with self._recorder.working(1):
+                async for piece in respond(self._api, method, path, body, self._pause):
+                    if isinstance(piece, Head) and piece.status >= 500 and self._llm.errored:
+                        os._exit(1)
+                    yield piece
+        finally:
+            self._open -= 1
+
+    def _pause(self) -> float:
+        """A lone stream comes token by token; the more there are, the more tokens come at a time."""
+        return min(LONGEST_PAUSE, self._open / PIECES)
 
     async def vitals(self) -> Vitals:
         return self._recorder.snapshot()

@@ -3,6 +3,7 @@
 Plan, prompts, votes and grades are `solve.py`'s; only that nothing is stored, and each question comes alone.
 """
 
+import asyncio
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,6 +50,7 @@ class Gateway:
         """served: per model of the plan its engines."""
         self.name, self.plan, self.served = ENSEMBLE + name, plan, served
         self.started = int(time.time())
+        self._turn = asyncio.Lock()
         self._voters = {task: plan.voter(task) for task in plan.tasks}
         self._tokenizers: dict[str, Any] = {}
         self._prompters: dict[tuple[Task, int], Prompter] = {}
@@ -81,6 +83,8 @@ class Gateway:
         """A line of predictions.jsonl, with seconds and detail. What is wrong with the question alone is in `error`."""
         started, asked = time.perf_counter(), _Asked(len(self.plan.tasks.get(question.task, ())))
         failures, decision = {}, None
+        async with self._turn:  # a round of the event loop for each question, which what is quicker need not wait out
+            await asyncio.sleep(0)
         try:
             decision = await answer(
                 question, self._voters[question.task], self._askers(question), asked.known, asked.keep

@@ -68,6 +68,21 @@ def test_a_whole_response():
     assert asyncio.run(whole("/nothing"))[0].status == 404
 
 
+def test_a_stream_comes_whole_in_its_order_in_few_pieces():
+    async def main() -> list[bytes]:
+        coming = respond(app, "POST", "/count", b"{}", lambda: 0.01)
+        await anext(coming)
+        pieces = [await anext(coming) for _ in range(5)]
+        await coming.aclose()
+        return pieces
+
+    pieces = asyncio.run(main())
+    assert pieces[0] == b"0;"
+    numbers = [int(n) for n in b"".join(pieces).split(b";")[:-1]]
+    assert numbers == list(range(len(numbers)))
+    assert all(piece.count(b";") > 1 for piece in pieces[1:])
+
+
 def test_what_the_application_raises_comes_out():
     with pytest.raises(RuntimeError, match="inside"):
         asyncio.run(whole("/fail"))
