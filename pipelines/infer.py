@@ -226,7 +226,7 @@ class _Wave:
         job = Job(
             # Nobody there draws samples: their populations would be most of what is sent.
             plan=self._plan._replace(populations={}), store=run.store, engines=self._actors, board=self._board,
-            cwd=os.getcwd(), stages=self._stages, tokens=self._tokens, gate=gate,
+            cwd=os.getcwd(), stages=self._stages, tokens=self._tokens, tasks=tuple(self._missing), gate=gate,
             first=run.deadline is not None and not whole, until=until, skip=self._given_up(),
         )  # fmt: skip
         return Stream(self._data, job, items, run.tally, run.progress, self._tried if gate else ())

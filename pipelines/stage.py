@@ -42,6 +42,7 @@ class Job(NamedTuple):
     cwd: str
     stages: int  # actors that share the engines
     tokens: dict[str, int]  # per model, that may be under way in one engine
+    tasks: Sequence[str] = ()  # of the questions: what they need is loaded before the first of them
     gate: Any = None  # an actor whose `opened` returns, with rows that are done, when all may be asked; None: at once
     first: bool = False  # only as much of each question as makes a decision possible
     until: float | None = None  # epoch seconds at which nothing more is asked
@@ -70,6 +71,8 @@ class Solver:
         self._told = 0.0
         self.skip = set(job.skip)
         self._room = asyncio.Semaphore(job.plan.config.ray.questions_in_flight)
+        for task in job.tasks:
+            self._askers_of(task)
 
     async def solve(self, questions: list[Question]) -> Tally:
         """Answers the questions, starting in the order given."""
@@ -156,7 +159,7 @@ class Solver:
         self._done, self._told = Counter(), time.time()
 
     def _askers_of(self, task: Any) -> list[Asker | None]:
-        """Made at a task's first question: a run without summaries loads no tokenizer for them."""
+        """Made once for a task: a run without summaries loads no tokenizer for them."""
         if task not in self._askers:
             config = self._plan.config
             askers: list[Asker | None] = []
