@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -9,31 +10,22 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# Serve's own set of settings for throughput (twice as many requests here), but for the one that needs HAProxy.
-os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
-os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")
-ROUTER_LOOP = "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"
-os.environ[ROUTER_LOOP] = "1"  # in this process, which has no event loop; read when Serve is imported
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
-import ray
-import yaml
-from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
-
 from ensemble.errors import QuorumError
-from serve.app import build
+from serve.settings import read_settings
 
-del os.environ[ROUTER_LOOP]
 NAME = "quorum"  # of the Serve application
 DRAIN_SECONDS = 30.0
 FLUSH_SECONDS = 1.0  # for the last answers on their way through Serve's proxies
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ROUTER_LOOP = "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"
 
 
 def parse() -> argparse.Namespace:
@@ -66,10 +58,29 @@ def taken(host: str, port: int) -> str | None:
     return None
 
 
-def drain() -> None:
-    """Until the gateways have answered what is under way."""
-    serve.get_app_handle(NAME).broadcast("drain").results(timeout_s=DRAIN_SECONDS)
-    time.sleep(FLUSH_SECONDS)
+def environment(direct: int | None) -> dict[str, str]:
+    """Ray Serve's settings, which it reads when it is imported, here and in the processes that a local cluster starts.
+
+    direct: the port at which the gateway itself listens, with nothing of Serve's in between: five times as many
+    requests a second. Without it Serve's proxy listens.
+    """
+    settings = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": str(int(direct is not None)),
+    }
+    if direct is not None:
+        first, after_last = "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT", "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"
+        settings |= {first: str(direct), after_last: str(direct + 1)}
+        # A gateway that is started again takes the same port at once; nobody's list of gateways has to forget it.
+        settings |= {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0", "RAY_SERVE_PORT_QUARANTINE_S": "0"}
+    return settings
+
+
+def free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
+        s.bind((host, 0))
+        return int(s.getsockname()[1])
 
 
 def main() -> int:
@@ -84,21 +95,43 @@ def main() -> int:
         yaml.safe_load(options.settings) or {}
     )
     try:
+        # A cluster that is there already has its own environment, and several gateways need a proxy before them.
+        direct = options.address == "local" and read_settings(arguments).gateways == 1
+    except QuorumError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    os.environ.update(environment(options.port if direct else None))
+    return run(arguments, options.address, options.host, options.port, direct)
+
+
+def run(arguments: dict[str, Any], address: str, host: str, port: int, direct: bool) -> int:
+    """Until a signal, or until it fails to start. Returns the exit status."""
+    os.environ[ROUTER_LOOP] = "1"  # in this process, which has no event loop; read when Serve is imported
+    import ray
+    from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    from serve.app import build
+
+    del os.environ[ROUTER_LOOP]
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it would name its proxy's port
+    try:
         app = build(arguments)
     except QuorumError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    local = {"include_dashboard": False, "object_store_memory": 2**29} if options.address == "local" else {}
-    ray.init(address=options.address, logging_level="ERROR", log_to_driver=False, namespace="serve", **local)
+    local = {"include_dashboard": False, "object_store_memory": 2**29} if address == "local" else {}
+    ray.init(address=address, logging_level="ERROR", log_to_driver=False, namespace="serve", **local)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     started = time.monotonic()
-    serve.start(http_options={"host": options.host, "port": options.port})
+    serve.start(http_options={"host": host, "port": free_port(host) if direct else port})
     print("engines are loading ...", flush=True)
     failed: list[BaseException] = []
 
-    def run() -> None:
+    def deploy() -> None:
         try:
             serve.run(app, name=NAME)
         except BaseException as e:
@@ -106,14 +139,15 @@ def main() -> int:
             stop.set()
             return
         seconds = time.monotonic() - started
-        print(f"ready after {seconds:.0f} s: http://{options.host}:{options.port}/  (docs at /docs)", flush=True)
+        print(f"ready after {seconds:.0f} s: http://{host}:{port}/  (docs at /docs)", flush=True)
 
-    threading.Thread(target=run, daemon=True).start()
+    threading.Thread(target=deploy, daemon=True).start()
     stop.wait()
     if not failed:
         print("stopping: what is under way is answered first", flush=True)
         with contextlib.suppress(RayServeException, RayError, TimeoutError):  # then the rest is not waited for
-            drain()
+            serve.get_app_handle(NAME).broadcast("drain").results(timeout_s=DRAIN_SECONDS)
+            time.sleep(FLUSH_SECONDS)
     serve.shutdown()
     ray.shutdown()
     if failed:

@@ -206,7 +206,7 @@ def _routes(desk: Callable[[], Desk]) -> APIRouter:
 
 
 async def _read(desk: Desk, request: Request) -> tuple[str, bytes]:
-    """The caller, who is known before anything is read, and the body. Where nothing more gets in, that is said at once."""
+    """The caller, who is known before anything is read, and the body. Where nothing more gets in, it is not read."""
     caller = desk.enter(request)
     desk.admission.check(caller)
     return caller, await read_body(request, desk.limits)

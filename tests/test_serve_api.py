@@ -14,11 +14,13 @@ from ensemble.fake import FakeEngine
 from ensemble.load import load_config
 from ensemble.vitals import Recorder, Vitals
 from serve import keys as keys_module
+from serve.admission import Admission
 from serve.api import create_api
 from serve.bridge import Head
 from serve.desk import Desk
 from serve.gateway import Gateway, served_plan
 from serve.keys import Keys
+from serve.refusals import Busy
 from serve.settings import Limits
 
 FAKES = [f"models.{model}.engine.fake={{}}" for model in ("smollm2", "smollm2_gptq")]
@@ -172,6 +174,25 @@ def test_who_is_too_much_is_refused_at_once(plan):
     assert seconds < 0.5  # it does not wait for the engine
     assert client.post("/v1/solve", json=QUESTION).status_code == 200
     assert desk.admission.in_flight == 0
+
+
+def test_the_refused_do_not_come_back_together():
+    now = 0.0
+    admission = Admission(Limits(in_flight=1), lambda: now)
+    waits = []
+    with admission.enter("others", 1):
+        for _ in range(2000):
+            with pytest.raises(Busy) as refused:
+                admission.check("me")
+            waits.append(refused.value.retry_after)
+        now = 100.0  # nobody was refused for a while
+        with pytest.raises(Busy) as refused:
+            admission.check("me")
+    assert refused.value.retry_after == 1.0
+    assert min(waits) == 1.0
+    assert max(waits) == 30.0
+    within = [sum(second <= wait < second + 1 for wait in waits) for second in range(1, 30)]
+    assert all(24 <= n <= 26 for n in within)  # the rest at 30
 
 
 def test_one_caller_cannot_take_all(plan):

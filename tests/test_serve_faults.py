@@ -76,6 +76,23 @@ def test_a_killed_engine_costs_no_request(two_engines):
     assert len(processes(process, "ServeReplica:quorum:engine")) == 2
 
 
+def test_a_killed_gateway_comes_back_at_its_port(two_engines):
+    base, process = two_engines
+    (gateway,) = processes(process, "ServeReplica:quorum:gateway")
+    gateway.kill()
+    gateway.wait(10)
+    ready(base, 60)
+    assert httpx.post(f"{base}/v1/solve", json=question(7), timeout=30).json()["id"] == 7
+    assert processes(process, "ServeReplica:quorum:gateway")[0].pid != gateway.pid
+
+
+def test_several_gateways_share_the_port(tmp_path):
+    with server(tmp_path / "log", "--set", FAKE, "--settings", "{gateways: 2}") as (base, process):
+        for i in range(10):
+            assert httpx.post(f"{base}/v1/solve", json=question(i), timeout=30).json()["id"] == i
+        assert len(processes(process, "ServeReplica:quorum:gateway")) == 2
+
+
 def test_a_hundred_megabytes_are_refused_before_they_have_come(two_engines):
     base, _ = two_engines
 
