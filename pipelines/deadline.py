@@ -28,7 +28,7 @@ SAVE_SECONDS = 30.0  # between two intermediate submissions, at least
 SAVE_SHARE = 0.05  # of the time may go into writing them
 # To write a question's results: its vote, grade and lines; texts are compared with gold and with each other.
 WRITING_SECONDS = {"multiple_choice": 0.0003, "math": 0.0005, "generation": 0.001, "summarization": 0.004}
-RESERVE_SECONDS = 10.0  # to stop the engines and draw the report on a busy machine, besides the time of writing results
+RESERVE_SECONDS = 12.0  # to stop the engines and draw the report on a busy machine, besides the time of writing results
 
 
 @dataclass

@@ -138,7 +138,7 @@ def test_more_time_is_never_worse(tmp_path, word_tokenizer, cluster):
     gold = [row | {"answer": answer["answer"]} for row, answer in zip(rows, answers, strict=True)]
     (tmp_path / "gold.jsonl").write_text("".join(json.dumps(row) + "\n" for row in gold))
 
-    limits = (36, 44, 52, 60, 90)
+    limits = (40, 48, 56, 64, 90)
     options = ("--gold", str(tmp_path / "gold.jsonl"), "--deadline")
     begun = time.monotonic()
     runs = {s: start(cluster, tmp_path, tmp_path / "slow.yaml", f"d{s}", *options, f"{s}s") for s in limits}
