@@ -55,7 +55,7 @@ def test_no_time_spans(text):
 def test_asking_stops_early_enough_to_write_the_results():
     assert Deadline(100, ends=1100.0, writing=10.0).until == 1100 - 15 - 12
     # 1,000 summaries of which each takes 4 ms to write
-    assert Deadline.of(60, 1000.0, {"summarization": 1000}).until == pytest.approx(1060 - 1.5 * 4 - 10)
+    assert Deadline.of(60, 1000.0, {"summarization": 1000}).until == pytest.approx(1060 - 1.5 * 4 - 12)
 
 
 def test_the_most_doubtful_and_cheapest_questions_come_first(tmp_path, word_tokenizer):
