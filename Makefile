@@ -8,8 +8,10 @@ READY := $(VENV)/.ready
 
 CONFIG ?= configs/demo.yaml
 PORT ?= 8000
+ADDRESS ?= http://127.0.0.1:8265
+JOB ?= solve-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo ablate-demo serve test check lock clean
+.PHONY: setup demo ablate-demo serve job test check lock clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -33,6 +35,13 @@ ablate-demo: setup
 
 serve: setup
 	$(BIN)/python -m serve --config $(CONFIG) --port $(PORT)
+
+# OUTPUT: where all nodes can write, an absolute path or a bucket; a job's run folder is OUTPUT/JOB, and all of them share
+# OUTPUT/store, so that a job that was stopped goes on in the next one. ARGS: more options of solve.py.
+job: setup
+	@test -n "$(OUTPUT)" || { echo "say where results go: make job OUTPUT=/data (or s3://bucket/folder)"; exit 2; }
+	$(BIN)/ray job submit --address $(ADDRESS) --submission-id $(JOB) --working-dir . -- \
+	  python pipelines/solve.py --config $(CONFIG) --output $(OUTPUT)/$(JOB) --set store.path=$(OUTPUT)/store $(ARGS)
 
 # Tests of real engines come last and have cores of their own: see tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder

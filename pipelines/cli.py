@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from ensemble.errors import ConfigError, InputError, ModelError, PromptError, QuorumError
 from ensemble.read import Selection
@@ -71,7 +72,7 @@ def overrides(options: argparse.Namespace) -> list[str]:
     return [*options.overrides, *(f"{key}={json.dumps(value)}" for key, value in keys.items() if value is not None)]
 
 
-def run(main: Callable[[], int]) -> None:
+def run(main: Callable[[], int]) -> NoReturn:
     """Calls `main` and exits; an error that Quorum raised is one line, everything else keeps its traceback."""
     try:
         code = main()
@@ -88,7 +89,7 @@ def run(main: Callable[[], int]) -> None:
         code = SOME_FAILED
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code) if code == INTERRUPTED else sys.exit(code)
+    os._exit(code)  # everything is closed: taking the interpreter apart would cost most of a second
 
 
 def _limit(text: str) -> int | float:

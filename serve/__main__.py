@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -14,11 +13,16 @@ from typing import Any
 
 import yaml
 
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Serve's own set of settings for throughput (twice as many requests here), but for the one that needs HAProxy.
+os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 from ensemble.errors import QuorumError
+from serve.listener import bind
 from serve.settings import read_settings
 
 NAME = "quorum"  # of the Serve application
@@ -49,37 +53,15 @@ def parse() -> argparse.Namespace:
 
 def taken(host: str, port: int) -> str | None:
     """Why nobody can listen there; Serve's proxies share a port with whoever has it, and would share its requests."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as after a server that has just ended
-        try:
-            s.bind((host, port))
-        except OSError as e:
-            return e.strerror
+    try:
+        bind(host, port).close()
+    except OSError as e:
+        return e.strerror
     return None
 
 
-def environment(direct: int | None) -> dict[str, str]:
-    """Ray Serve's settings, which it reads when it is imported, here and in the processes that a local cluster starts.
-
-    direct: the port at which the gateway itself listens, with nothing of Serve's in between: five times as many
-    requests a second. Without it Serve's proxy listens.
-    """
-    settings = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_ENABLE_DIRECT_INGRESS": str(int(direct is not None)),
-    }
-    if direct is not None:
-        first, after_last = "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT", "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"
-        settings |= {first: str(direct), after_last: str(direct + 1)}
-        # A gateway that is started again takes the same port at once; nobody's list of gateways has to forget it.
-        settings |= {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0", "RAY_SERVE_PORT_QUARANTINE_S": "0"}
-    return settings
-
-
 def free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
-        s.bind((host, 0))
+    with bind(host, 0) as s:
         return int(s.getsockname()[1])
 
 
@@ -95,17 +77,18 @@ def main() -> int:
         yaml.safe_load(options.settings) or {}
     )
     try:
-        # A cluster that is there already has its own environment, and several gateways need a proxy before them.
+        # On another machine nobody would look for it, and several gateways need a proxy before them.
         direct = options.address == "local" and read_settings(arguments).gateways == 1
     except QuorumError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    os.environ.update(environment(options.port if direct else None))
-    return run(arguments, options.address, options.host, options.port, direct)
+    if direct:
+        arguments["listen"] = {"host": options.host, "port": options.port}
+    return run(arguments, options.address, options.host, free_port(options.host) if direct else options.port)
 
 
-def run(arguments: dict[str, Any], address: str, host: str, port: int, direct: bool) -> int:
-    """Until a signal, or until it fails to start. Returns the exit status."""
+def run(arguments: dict[str, Any], address: str, host: str, port: int) -> int:
+    """Until a signal, or until it fails to start. port: of Serve's proxy. Returns the exit status."""
     os.environ[ROUTER_LOOP] = "1"  # in this process, which has no event loop; read when Serve is imported
     import ray
     from ray import serve
@@ -127,7 +110,7 @@ def run(arguments: dict[str, Any], address: str, host: str, port: int, direct: b
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     started = time.monotonic()
-    serve.start(http_options={"host": host, "port": free_port(host) if direct else port})
+    serve.start(http_options={"host": host, "port": port})
     print("engines are loading ...", flush=True)
     failed: list[BaseException] = []
 
@@ -139,7 +122,8 @@ def run(arguments: dict[str, Any], address: str, host: str, port: int, direct: b
             stop.set()
             return
         seconds = time.monotonic() - started
-        print(f"ready after {seconds:.0f} s: http://{host}:{port}/  (docs at /docs)", flush=True)
+        shown = arguments["listen"]["port"] if "listen" in arguments else port
+        print(f"ready after {seconds:.0f} s: http://{host}:{shown}/  (docs at /docs)", flush=True)
 
     threading.Thread(target=deploy, daemon=True).start()
     stop.wait()

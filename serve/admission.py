@@ -21,7 +21,7 @@ class Admission:
         self._limits, self._clock = limits, clock
         self._callers: Counter[str] = Counter()
         self._allowance: OrderedDict[str, tuple[float, float]] = OrderedDict()  # requests left, at which time
-        self._places = {429: 0.0, 503: 0.0}  # when the last who was refused so is to come again
+        self._places: OrderedDict[str, float] = OrderedDict()  # when who was refused last is to come again
         self.in_flight = 0
         self.closing = False
 
@@ -48,10 +48,10 @@ class Admission:
             raise Busy(503, "the server is shutting down: try again", 5.0)
         if self.in_flight + size > limits.in_flight and self.in_flight:
             message = f"{self.in_flight} of {limits.in_flight} questions and prompts are under way: try again"
-            raise self._later(503, message)
+            raise Busy(503, message, self._later(""))
         if self._callers[caller] + size > limits.key_in_flight and self._callers[caller]:
             message = f"you have {self._callers[caller]} of {limits.key_in_flight} under way: wait for answers"
-            raise self._later(429, message)
+            raise Busy(429, message, self._later(caller))
 
     @contextmanager
     def enter(self, caller: str, size: int) -> Iterator[None]:
@@ -67,10 +67,12 @@ class Admission:
             if not self._callers[caller]:
                 del self._callers[caller]
 
-    def _later(self, status: int, message: str) -> Busy:
-        """Those who are refused get places one after another, so that they do not come back together and their refusals
-        take little of what the answers need."""
+    def _later(self, caller: str) -> float:
+        """Seconds. Those who are refused, and those of a caller who has too many, get places one after another, so that
+        they do not come back together and their refusals take little of what the answers need."""
         now = self._clock()
-        place = min(max(self._places[status] + 1 / RETURNS, now + SOONEST), now + LONGEST)
-        self._places[status] = place
-        return Busy(status, message, place - now)
+        place = min(max(self._places.pop(caller, 0.0) + 1 / RETURNS, now + SOONEST), now + LONGEST)
+        self._places[caller] = place
+        while len(self._places) > CALLERS:
+            self._places.popitem(last=False)
+        return place - now

@@ -23,6 +23,7 @@ from serve.desk import Desk
 from serve.engines import EngineReplica
 from serve.gateway import ENSEMBLE, Gateway, served_plan
 from serve.keys import Keys
+from serve.listener import Listener
 from serve.remote import Remote
 from serve.settings import Replicas, read_settings
 
@@ -37,7 +38,7 @@ CALLS = 4096  # that wait at one engine at most; the gateway's limits are smalle
 class Ingress:
     """The deployment around a Desk."""
 
-    def __init__(self, settings: dict[str, Any], cwd: str, handles: dict[str, Any]) -> None:
+    async def __init__(self, settings: dict[str, Any], cwd: str, handles: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         os.chdir(cwd)
         found = read_settings(settings)
         config = load_config(found.config, found.set)
@@ -47,6 +48,14 @@ class Ingress:
             gateway, found.limits, Keys(found.keys) if found.keys else None, found.default_model, self._lacking
         )
         self._looked, self._waiting = 0.0, list(served)
+        self._listener: Listener | None = None
+        if found.listen:
+            self._listener = Listener(create_api(lambda: self.desk), found.listen.host, found.listen.port)
+
+    async def check_health(self) -> None:
+        """Asked by Serve; who raises is started again."""
+        if self._listener is not None:
+            self._listener.check()
 
     async def drain(self) -> None:
         """Refuses what is new, until what is under way has been answered."""

@@ -21,7 +21,7 @@ class EngineReplica:
     async def __init__(self, name: str, config: ModelConfig, device: str, stall: float) -> None:  # type: ignore[misc]  # Serve awaits it
         """stall: seconds without progress after which the engine counts as hung."""
         gpus = config.engine.tensor_parallel_size if device == "cuda" else 0
-        self._stall, self._recorder, self._open = stall, Recorder(name, 0, gpus), 0
+        self._stall, self._recorder, self._streams = stall, Recorder(name, 0, gpus), 0
         self._running = await start_engine(name, config, device, self._recorder)
         self._llm: Any = getattr(self._running.engine, "llm", None)  # a scripted engine has none
         self._api = await openai_app(self._llm, name) if self._llm else None
@@ -37,7 +37,7 @@ class EngineReplica:
     async def respond(self, method: str, path: str, body: bytes) -> tuple[Head, bytes]:
         """A whole response of vLLM's application."""
         head, pieces = Head(500, "application/json"), []
-        async for piece in self.stream(method, path, body):
+        async for piece in self._respond(method, path, body):
             if isinstance(piece, Head):
                 head = piece
             else:
@@ -46,23 +46,27 @@ class EngineReplica:
 
     async def stream(self, method: str, path: str, body: bytes) -> AsyncIterator[Head | bytes]:
         """First the Head, then the body as it is made."""
+        self._streams += 1
+        try:
+            async for piece in self._respond(method, path, body):
+                yield piece
+        finally:
+            self._streams -= 1
+
+    async def _respond(self, method: str, path: str, body: bytes) -> AsyncIterator[Head | bytes]:
         if self._api is None:
             yield Head(501, "application/json")
             yield b'{"error": {"message": "the scripted engine has no such endpoint", "code": 501}}'
             return
-        self._open += 1
-        try:
-            with self._recorder.working(1):
-                async for piece in respond(self._api, method, path, body, self._pause):
-                    if isinstance(piece, Head) and piece.status >= 500 and self._llm.errored:
-                        os._exit(1)
-                    yield piece
-        finally:
-            self._open -= 1
+        with self._recorder.working(1):
+            async for piece in respond(self._api, method, path, body, self._pause):
+                if isinstance(piece, Head) and piece.status >= 500 and self._llm.errored:
+                    os._exit(1)
+                yield piece
 
     def _pause(self) -> float:
         """A lone stream comes token by token; the more there are, the more tokens come at a time."""
-        return min(LONGEST_PAUSE, self._open / PIECES)
+        return min(LONGEST_PAUSE, self._streams / PIECES)
 
     async def vitals(self) -> Vitals:
         return self._recorder.snapshot()

@@ -42,6 +42,11 @@ class Replicas(Record):
         return self
 
 
+class Listen(Record):
+    host: str = Field("127.0.0.1", description="Address.")
+    port: Annotated[int, Field(ge=1, le=65535)] = Field(8000, description="Port.")
+
+
 class Settings(Record):
     """Of the whole endpoint."""
 
@@ -55,6 +60,15 @@ class Settings(Record):
     limits: Limits = Field(Limits(), description="What is refused.")
     replicas: dict[str, Replicas] = Field({}, description="Per model; left out: one engine.")
     gateways: Count = Field(1, description="Processes that take requests; limits hold for each of them.")
+    listen: Listen | None = Field(
+        None, description="Where the one gateway itself listens, besides Serve's proxy: for a server on one machine."
+    )
+
+    @model_validator(mode="after")
+    def one_listens(self) -> "Settings":
+        if self.listen and self.gateways > 1:
+            raise ValueError("several gateways cannot listen at one port: leave out listen, Serve's proxy is there")
+        return self
 
 
 def read_settings(arguments: object) -> Settings:

@@ -79,9 +79,11 @@ def test_a_killed_engine_costs_no_request(two_engines):
 def test_a_killed_gateway_comes_back_at_its_port(two_engines):
     base, process = two_engines
     (gateway,) = processes(process, "ServeReplica:quorum:gateway")
-    gateway.kill()
-    gateway.wait(10)
-    ready(base, 60)
+    with httpx.Client(base_url=base) as client:
+        client.get("/healthz")  # whose connection is open still: its end of the port stays in use for a minute
+        gateway.kill()
+        gateway.wait(10)
+        ready(base, 60)
     assert httpx.post(f"{base}/v1/solve", json=question(7), timeout=30).json()["id"] == 7
     assert processes(process, "ServeReplica:quorum:gateway")[0].pid != gateway.pid
 
@@ -131,6 +133,14 @@ def test_what_is_under_way_is_answered_before_the_server_stops(tmp_path):
         process.terminate()
         assert asked.result(30).json()["prediction"] == "7"
         assert process.wait(90) == 0
+
+
+def test_a_server_can_be_started_where_one_has_just_stopped(tmp_path):
+    with httpx.Client() as client:
+        with server(tmp_path / "one", "--set", FAKE) as (base, _):
+            client.get(f"{base}/healthz")
+        with server(tmp_path / "two", "--set", FAKE, "--port", base.rsplit(":", 1)[1]):
+            assert httpx.get(f"{base}/readyz").status_code == 200
 
 
 def test_a_port_in_use_is_told(tmp_path, two_engines):
