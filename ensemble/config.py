@@ -327,7 +327,7 @@ class Submission(Record):
 class RayConfig(Record):
     address: str | None = Field(None, description="Left out: RAY_ADDRESS, else a cluster of its own on this machine.")
     gpus: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="GPUs to plan with and, in a run, to wait for; left out: those of the cluster."
+        None, description="GPUs to plan with and, in a run, to wait for; device: auto means them then. Left out: found."
     )
     gpus_per_node: Annotated[int, Field(ge=1)] | None = Field(
         None, description="How `gpus` are spread: an engine's GPUs are of one node; left out: all on one."

@@ -102,7 +102,9 @@ def make_plan(
                 planned.append(_of_samples(member))
                 continue
             model = config.models[member.model]
-            device = devices.setdefault(member.model, models.device(model.engine.device))
+            # Where this process runs may have no GPU though the cluster has: a head on Kubernetes.
+            wished = "cuda" if model.engine.device == "auto" and config.ray.gpus else model.engine.device
+            device = devices.setdefault(member.model, models.device(wished))
             description = member_description(member, model, config.templates[member.template], device, files(model))
             scored = member.scoring is not None and member.scoring.method != "generate"
             by_group = uses_group(config.templates[member.template])

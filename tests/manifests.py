@@ -15,7 +15,8 @@ from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
 from ensemble.config import ROOT
-from ensemble.load import load_config
+from ensemble.load import load_ablation, load_config
+from pipelines import cli
 
 CRDS = ROOT.parent / "shared" / "crds"
 OVERLAYS = sorted(path.parent.relative_to(ROOT) for path in ROOT.glob("k8s/overlays/**/kustomization.yaml"))
@@ -174,25 +175,29 @@ def _models(annotation: Any) -> Iterator[Any]:
 
 def command_errors(manifests: list[Manifest], job: Manifest) -> list[str]:
     """Whether the entrypoint is one of our pipelines, with options it has and a config that is mounted."""
-    words = shlex.split(job["spec"]["entrypoint"])
-    if words[0] != "python" or not (ROOT / words[1]).exists():
-        return [f"{words[:2]}: not in the image"]
-    config = words[words.index("--config") + 1]
+    python, script, *words = shlex.split(job["spec"]["entrypoint"])
+    ablate = script == "pipelines/ablate.py"
+    if python != "python" or not (ablate or script == "pipelines/solve.py"):
+        return [f"{python} {script}: not in the image"]
+    parser = cli.parser("", "", "") if ablate else cli.solve_parser("", "")
     try:
-        overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-        mounted(manifests, config, overrides if words[1].endswith("solve.py") else None)
+        options = parser.parse_args(words)
+        load = load_ablation if ablate else load_config
+        load(mounted(manifests, options.config), cli.overrides(options))
+    except SystemExit:
+        return [f"{' '.join(words)}: not {script}'s options"]
     except Exception as e:
-        return [f"{config}: {e}"]
+        return [f"{options.config}: {e}"]
     return []
 
 
-def mounted(manifests: list[Manifest], path: str, overrides: list[str] | None = None) -> None:
-    """Raises where a file of /etc/quorum is not in the ConfigMap, or with overrides is no run config."""
+def mounted(manifests: list[Manifest], path: str) -> Path:
+    """The file of configs/ that a pod sees there. Raises ValueError where it is none."""
     (configs,) = [m for m in of_kind(manifests, "ConfigMap") if m["metadata"]["name"] == "quorum-configs"]
     name = Path(path).name
     if Path(path).parent != Path("/etc/quorum") or name not in configs["data"]:
         raise ValueError(f"not one of {', '.join(configs['data'])}")
-    if configs["data"][name] != (ROOT / "configs" / name).read_text("utf-8"):
+    source = ROOT / "configs" / name
+    if configs["data"][name] != source.read_text("utf-8"):
         raise ValueError("differs from configs/")
-    if overrides is not None:
-        load_config(ROOT / "configs" / name, overrides)
+    return source

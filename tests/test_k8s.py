@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from ensemble.config import ROOT
+from ensemble.load import load_config
 from serve.settings import read_settings
 from tests import manifests as k8s
 from tests.manifests import CRDS, OVERLAYS, cluster, of_kind, pods, render
@@ -72,8 +73,8 @@ def test_what_is_named_exists(overlay):
         config = yaml.safe_load(resource["spec"]["serveConfigV2"])
         assert k8s.serve_errors(config) == []
         (application,) = config["applications"]
-        k8s.mounted(found, application["args"]["config"], [])
-        read_settings(application["args"])
+        settings = read_settings(application["args"])
+        load_config(k8s.mounted(found, settings.config), settings.set)
 
 
 @each_overlay
@@ -81,6 +82,8 @@ def test_versions_agree(overlay):
     (resource,) = of_kind(render(overlay), "RayJob", "RayService")
     (ray,) = [d for d in PROJECT["dependencies"] if d.startswith("ray[")]
     assert cluster(resource)["rayVersion"] == ray.split("==")[1]
+    if resource["kind"] == "RayService" and "gke-l4" in overlay.parts:
+        assert "ray.gpus=" in resource["spec"]["serveConfigV2"]  # else engines would run on the CPU
     flavour = "cpu" if "local-cpu" in overlay.parts else "gpu"
     images = {container["image"] for _, pod in pods(resource) for container in pod["containers"]}
     assert len(images) == 1
@@ -141,10 +144,14 @@ def _no_key(job):
     job["spec"]["entrypoint"] += " --set ray.gpu=4"
 
 
+def _no_option(job):
+    job["spec"]["entrypoint"] = job["spec"]["entrypoint"].replace("--output", "--outputs")
+
+
 @with_crds
 @pytest.mark.parametrize(
     "break_it",
-    [_misspelt, _misspelt_within, _long, _no_gpu, _plain_secret, _root, _open, _ttl, _no_config, _no_key],
+    [_misspelt, _misspelt_within, _long, _no_gpu, _plain_secret, _root, _open, _ttl, _no_config, _no_key, _no_option],
     ids=lambda f: f.__name__,
 )
 def test_what_is_broken_is_found(break_it):
