@@ -1,6 +1,7 @@
 """The Ray Data stage: items of work in, their tallies out; scores go straight to the store."""
 
 import asyncio
+import contextlib
 import time
 import traceback
 from collections import Counter
@@ -72,7 +73,8 @@ class Solver:
         self.skip = set(job.skip)
         self._room = asyncio.Semaphore(job.plan.config.ray.questions_in_flight)
         for task in job.tasks:
-            self._askers_of(task)
+            with contextlib.suppress(Exception):  # told by its first question, as the error that it is
+                self._askers_of(task)
 
     async def solve(self, questions: list[Question]) -> Tally:
         """Answers the questions, starting in the order given."""

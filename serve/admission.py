@@ -21,7 +21,7 @@ class Admission:
         self._limits, self._clock = limits, clock
         self._callers: Counter[str] = Counter()
         self._allowance: OrderedDict[str, tuple[float, float]] = OrderedDict()  # requests left, at which time
-        self._places: OrderedDict[str, float] = OrderedDict()  # when who was refused last is to come again
+        self._places: OrderedDict[str, float] = OrderedDict()  # when the last one comes again; '': of all
         self.in_flight = 0
         self.closing = False
 

@@ -5,7 +5,7 @@ the request comes as plain bytes, and the response goes as plain records.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, NamedTuple
 
 LEAVE_SECONDS = 5.0  # for the application to end a request whose client has gone
@@ -21,7 +21,7 @@ class Head(NamedTuple):
 
 async def respond(
     app: Any, method: str, path: str, body: bytes, pause: Callable[[], float] = lambda: 0.0
-) -> AsyncIterator[Head | bytes]:
+) -> AsyncGenerator[Head | bytes]:
     """First the Head, then the body's pieces. Closing the iterator is the client's going: the request is cancelled.
 
     pause: seconds after a piece, in which what comes is gathered for the next one. Raises what the application raises

@@ -1,7 +1,8 @@
 """One engine of a served model: a replica of a Ray Serve deployment, which Serve starts again when it dies."""
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from ensemble.config import ModelConfig, Sampling
@@ -44,25 +45,27 @@ class EngineReplica:
                 pieces.append(piece)
         return head, b"".join(pieces)
 
-    async def stream(self, method: str, path: str, body: bytes) -> AsyncIterator[Head | bytes]:
+    async def stream(self, method: str, path: str, body: bytes) -> AsyncGenerator[Head | bytes]:
         """First the Head, then the body as it is made."""
         self._streams += 1
         try:
-            async for piece in self._respond(method, path, body):
-                yield piece
+            async with aclosing(self._respond(method, path, body)) as pieces:
+                async for piece in pieces:
+                    yield piece
         finally:
             self._streams -= 1
 
-    async def _respond(self, method: str, path: str, body: bytes) -> AsyncIterator[Head | bytes]:
+    async def _respond(self, method: str, path: str, body: bytes) -> AsyncGenerator[Head | bytes]:
         if self._api is None:
             yield Head(501, "application/json")
             yield b'{"error": {"message": "the scripted engine has no such endpoint", "code": 501}}'
             return
         with self._recorder.working(1):
-            async for piece in respond(self._api, method, path, body, self._pause):
-                if isinstance(piece, Head) and piece.status >= 500 and self._llm.errored:
-                    os._exit(1)
-                yield piece
+            async with aclosing(respond(self._api, method, path, body, self._pause)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Head) and piece.status >= 500 and self._llm.errored:
+                        os._exit(1)
+                    yield piece
 
     def _pause(self) -> float:
         """A lone stream comes token by token; the more there are, the more tokens come at a time."""
