@@ -182,6 +182,9 @@ def engine_env(engine: EngineConfig, device: str) -> dict[str, str]:
             # Weights in 4 bit, activations in 8 only where the CPU has AMX: results would depend on the host.
             "VLLM_CPU_INT4_W4A8": "0",
         }
+        if engine.enforce_eager is not False:
+            # vLLM would compile one small function all the same: half a minute, and it takes a C++ compiler.
+            env["TORCH_COMPILE_DISABLE"] = "1"
     return env | engine.env
 
 

@@ -92,7 +92,7 @@ def test_versions_agree(overlay):
 
 def test_the_image_has_what_the_manifests_use():
     text = (ROOT / "k8s/Dockerfile").read_text()
-    for needed in ("PYTHONPATH=/opt/quorum", "bash", "wget", "USER 1000:1000", "HF_HOME=/models"):
+    for needed in ("PYTHONPATH=/opt/quorum", "bash", "g++", "wget", "USER 1000:1000", "HF_HOME=/models"):
         assert needed in text
     torch = re.search(r"^TORCH := torch==(.+)$", (ROOT / "Makefile").read_text(), re.M)
     assert torch is not None
