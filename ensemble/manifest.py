@@ -1,5 +1,7 @@
 """manifest.json: what ran, with what, how long it took and how much it computed."""
 
+import json
+import os
 import platform
 import subprocess
 from collections import Counter
@@ -37,6 +39,7 @@ def build(
         "config": config.model_dump(mode="json"),
         "fingerprint": fingerprint(config),
         "command": list(command),
+        "job": job(),
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "store": str(store),
         "versions": versions(),
@@ -67,6 +70,13 @@ def build(
         "drift": _drift(tally.drift),
         "relative": written.relative,
     }
+
+
+def job() -> str | None:
+    """The id of the Ray job that this process is the command of; Ray tells it in an environment variable."""
+    told = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    submission: str | None = told.get("metadata", {}).get("job_submission_id")
+    return submission
 
 
 def commit() -> str:

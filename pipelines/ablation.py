@@ -265,6 +265,7 @@ def _board(config: AblationConfig, compared: Mapping[Task, Compared]) -> dict[st
         "seed": config.seed,
         "input": config.input,
         "command": list(sys.argv),
+        "job": manifest.job(),
         "tasks": {task: result.summary for task, result in compared.items()},
         "variants": [row for result in compared.values() for row in result.variants],
     }
@@ -301,6 +302,7 @@ def _manifest(
         "config": config.model_dump(mode="json"),
         "fingerprint": fingerprint(config),
         "command": list(sys.argv),
+        "job": manifest.job(),
         "store": str(store),
         "versions": manifest.versions(),
         "members": {m.name: m.key for members in plan.tasks.values() for m in members},

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ensemble.config import Cloze, Member, RunConfig, TaskPlan, Template
+from ensemble.manifest import job
 from ensemble.outputs import Outside, Written, write_results
 from ensemble.plan import Plan
 from ensemble.records import Decision, Question
@@ -74,3 +75,11 @@ def test_the_report_draws_the_calibration_whose_error_is_graded(tmp_path: Path):
     graded, drawn = grades["multiple_choice"]["ece"], written.digest.tasks["multiple_choice"].calibration
     assert graded["mean"] == pytest.approx(drawn.ece, abs=1e-6)
     assert graded["n"] == drawn.n
+
+
+def test_the_manifest_names_the_ray_job(monkeypatch):
+    variable = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+    monkeypatch.delenv(variable, raising=False)
+    assert job() is None
+    monkeypatch.setenv(variable, '{"runtime_env": {}, "metadata": {"job_submission_id": "solve-1"}}')
+    assert job() == "solve-1"
