@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -79,19 +80,15 @@ def job() -> str | None:
     return submission
 
 
-def commit() -> str:
-    """The project's version: its commit where it is a checkout, `-dirty` with changes on top."""
+def version() -> str:
+    """The project's: its commit where it is a checkout, `-dirty` with changes on top; else, as in the image, what
+    pyproject.toml says."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return found.stdout.strip() or "unknown"
+        found = ""
+    return found or str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
 
 
 def usage(plan: Plan, tally: Tally) -> dict[str, Any]:
@@ -108,7 +105,7 @@ def usage(plan: Plan, tally: Tally) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of this project, Python and the packages that results depend on."""
-    found = {"quorum": commit(), "python": platform.python_version()}
+    found = {"quorum": version(), "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,7 @@ def test_a_job_outlives_a_node_and_the_next_one_goes_on_after_the_heads_loss(mac
     assert manifest["questions"]["answered"] == 60
     assert (manifest["questions"]["from_store"], manifest["questions"]["computed"]) == (kept, 60 - kept)
     assert manifest["job"] == "second"
+    assert manifest["versions"]["quorum"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert not list((worker.folder / "tmp").glob("torchinductor*/*"))  # not every machine has a compiler
     ids = [row["id"] for row in lines(ROOT / "configs/demo/questions.jsonl")]
     assert [row["id"] for row in lines(run / "predictions.jsonl")] == ids
