@@ -49,9 +49,39 @@ def test_kuberays_rules_and_ours(overlay):
 
 @each_overlay
 def test_core_kinds(overlay):
-    for manifest in render(overlay):
+    check_core_kinds(render(overlay))
+
+
+def check_core_kinds(found):
+    for manifest in found:
         if not manifest["apiVersion"].startswith("ray.io/"):
             kubernetes_validate.validate(manifest, "1.34", strict=True)
+
+
+@with_crds
+@pytest.mark.parametrize(
+    ("overlay", "options"),
+    [(SOLVE, ["spot"]), (SERVE, ["spot", "gcs-fault-tolerance", "incremental-upgrade"])],
+    ids=["solve", "serve"],
+)
+def test_options(tmp_path, overlay, options):
+    """What docs/deploy.md offers besides the overlays, each added before the last component."""
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    file = tmp_path / overlay / "kustomization.yaml"
+    kustomization = yaml.safe_load(file.read_text())
+    kustomization["components"][-1:-1] = [f"../../../../components/{option}" for option in options]
+    file.write_text(yaml.safe_dump(kustomization))
+    command = ["kubectl", "kustomize", "--load-restrictor=LoadRestrictionsNone", str(tmp_path / overlay)]
+    found = list(yaml.safe_load_all(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    check_core_kinds(found)
+    (resource,) = of_kind(found, "RayJob", "RayService")
+    assert k8s.schema_errors(resource) + k8s.rule_errors(resource) + k8s.gpu_errors(resource, 4) == []
+    engines = cluster(resource)["workerGroupSpecs"][0]["template"]["spec"]
+    assert engines["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
+    if overlay == SERVE:
+        assert cluster(resource)["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"]["secretKeyRef"]
+        assert resource["spec"]["upgradeStrategy"]["type"] == "NewClusterWithIncrementalUpgrade"
 
 
 @each_overlay
