@@ -120,6 +120,16 @@ def test_versions_agree(overlay):
     assert images.pop().endswith(f"quorum:{PROJECT['version']}-{flavour}")
 
 
+@each_overlay
+def test_what_is_mounted_has_a_place_in_the_image(overlay):
+    made = re.findall(r"mkdir (.+) \\\n", (ROOT / "k8s/Dockerfile").read_text())
+    places = {place for words in made for place in words.split()}
+    (resource,) = of_kind(render(overlay), "RayJob", "RayService")
+    mounts = [mount for _, pod in pods(resource) for c in pod["containers"] for mount in c.get("volumeMounts", ())]
+    assert len(mounts) > 0
+    assert {mount["mountPath"] for mount in mounts} <= places
+
+
 def test_the_image_has_what_the_manifests_use():
     text = (ROOT / "k8s/Dockerfile").read_text()
     for needed in ("PYTHONPATH=/opt/quorum", "bash", "g++", "wget", "USER 1000:1000", "HF_HOME=/models"):
