@@ -35,6 +35,7 @@ OVERLAY = Path("k8s/overlays/local-cpu")
 MODEL = "smollm2_gptq"
 TOKEN, KEY = secrets.token_hex(32), secrets.token_hex(16)
 GIB = 2**30
+RAY = ("python", "-m", "ray.scripts.scripts")  # `ray` itself starts by the name that its environment has outside
 PREPARE = f"""
 from ensemble.load import load_config
 from ensemble.models import prepare
@@ -94,8 +95,8 @@ class Cluster:
         parameters = {"num-cpus": limits["cpu"], "memory": int(limits["memory"].removesuffix("Gi")) * GIB}
         parameters |= {"metrics-export-port": 8080, "dashboard-agent-listen-port": 52365} | group["rayStartParams"]
         env = self.env | {one["name"]: one["value"] for one in container["env"] if "value" in one}
-        ray = ["python", "-m", "ray.scripts.scripts", "start", "--block", *options]
-        return self.machine.start(f"{self.name}-{name}", [*ray, *(f"--{k}={v}" for k, v in parameters.items())], env)
+        command = [*RAY, "start", "--block", *options, *(f"--{key}={value}" for key, value in parameters.items())]
+        return self.machine.start(f"{self.name}-{name}", command, env)
 
     def api(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         """The dashboard's answer, as the operator asks it; status 0 where there is none."""
@@ -117,8 +118,7 @@ class Cluster:
         return str(self.api("GET", f"jobs/{job}")[1]["status"])
 
     def _job(self, verb: str, *words: str) -> tuple[int, str]:
-        ray = ["python", "-m", "ray.scripts.scripts", "job", verb, "--address", self.dashboard]
-        return self.machine.run([*ray, *words], self.env)
+        return self.machine.run([*RAY, "job", verb, "--address", self.dashboard, *words], self.env)
 
 
 @pytest.fixture(scope="module")
