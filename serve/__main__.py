@@ -77,11 +77,11 @@ def main() -> int:
         yaml.safe_load(options.settings) or {}
     )
     try:
-        # On another machine nobody would look for it, and several gateways need a proxy before them.
-        direct = options.address == "local" and read_settings(arguments).gateways == 1
+        read_settings(arguments)
     except QuorumError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    direct = options.address == "local"  # on another machine nobody would look for a gateway
     if direct:
         arguments["listen"] = {"host": options.host, "port": options.port}
     return run(arguments, options.address, options.host, free_port(options.host) if direct else options.port)

@@ -22,6 +22,7 @@ from serve import challenge, completions
 from serve.bridge import Head
 from serve.desk import Desk
 from serve.gateway import Gateway
+from serve.metrics import exposition
 from serve.recognise import Recognised, recognise
 from serve.refusals import Busy, Refusal
 from serve.requests import checked, parse, questions_of, read_body
@@ -115,10 +116,10 @@ def _routes(desk: Callable[[], Desk]) -> APIRouter:
 
     @routes.get("/metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> PlainTextResponse:
-        """Prometheus: of this gateway and of all engines."""
+        """Prometheus: of all gateways together and of all engines."""
         desk().enter(request)
         said = await asyncio.gather(*(model.vitals() for model in desk().gateway.served.values()))
-        text = desk().metrics.text(vitals for of_model in said for vitals in of_model)
+        text = exposition(await desk().counted(), [vitals for of_model in said for vitals in of_model])
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     @routes.get("/v1/models")

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import Metric
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
@@ -27,9 +28,11 @@ from serve.listener import Listener
 from serve.remote import Remote
 from serve.settings import Replicas, read_settings
 
+GATEWAY = "gateway"  # the deployment
 ROUTER = "serve.router.SessionRouter"
 LOOK_SECONDS = 1.0  # between two looks at which models have engines
 HEALTH_SECONDS = 2.0  # between two looks at an engine: how soon a dead one is started again
+COUNTS_SECONDS = 2.0  # for the other gateways to say what they have counted
 START_SECONDS = 30.0  # a look may take so long: an engine is busy in its own loop now and then
 ENGINE_CPUS = 0.5  # of Ray's CPUs for an engine without a GPU: vLLM takes its cores itself
 CALLS = 4096  # that wait at one engine at most; the gateway's limits are smaller
@@ -44,13 +47,14 @@ class Ingress:
         config = load_config(found.config, found.set)
         served = {model: Remote(handle) for model, handle in handles.items()}
         gateway = Gateway(found.name or Path(found.config).stem, served_plan(config), served)
-        self.desk = Desk(
-            gateway, found.limits, Keys(found.keys) if found.keys else None, found.default_model, self._lacking
-        )
+        keys = Keys(found.keys) if found.keys else None
+        self.desk = Desk(gateway, found.limits, keys, found.default_model, self._lacking, self._counted)
+        self._gateways = found.gateways
         self._looked, self._waiting = 0.0, list(served)
         self._listener: Listener | None = None
         if found.listen:
-            self._listener = Listener(create_api(lambda: self.desk), found.listen.host, found.listen.port)
+            api, shared = create_api(lambda: self.desk), found.gateways > 1
+            self._listener = Listener(api, found.listen.host, found.listen.port, shared)
 
     async def check_health(self) -> None:
         """Asked by Serve; who raises is started again."""
@@ -63,6 +67,18 @@ class Ingress:
         admission.closing = True
         while admission.in_flight:
             await asyncio.sleep(0.05)
+
+    async def counts(self) -> list[Metric]:
+        """What this gateway has counted."""
+        return self.desk.metrics.counts()
+
+    async def _counted(self) -> list[list[Metric]]:
+        """What each gateway has counted, of those that answer."""
+        if self._gateways == 1:
+            return [await self.counts()]
+        asked = serve.get_deployment_handle(GATEWAY, serve.get_replica_context().app_name).broadcast("counts")
+        found = await asked.results_async(timeout_s=COUNTS_SECONDS, return_exceptions=True)
+        return [counts for counts in found if isinstance(counts, list)]
 
     async def _lacking(self) -> list[str]:
         """Looked up at most once a second, whoever asks, and not in the event loop: it waits for the controller."""
@@ -105,7 +121,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     }
     gateway = serve.deployment(
         serve.ingress(_api)(Ingress),
-        name="gateway",
+        name=GATEWAY,
         num_replicas=settings.gateways,
         max_ongoing_requests=100_000,  # refused by the gateway itself, at once and with the reason
         graceful_shutdown_timeout_s=settings.limits.seconds,

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import NamedTuple, TypeVar
 
 from fastapi import Request
+from prometheus_client import Metric
 
 from serve.admission import Admission
 from serve.gateway import Gateway
@@ -30,10 +31,12 @@ class Desk:
         keys: Keys | None,
         default: str | None,
         lacking: Callable[[], Awaitable[list[str]]],
+        counted: Callable[[], Awaitable[list[list[Metric]]]],
     ) -> None:
-        """default: the model of requests that name none. lacking: the models without an engine."""
+        """default: the model of requests that name none. lacking: the models without an engine. counted: what each
+        gateway process has counted."""
         self.gateway, self.limits, self._keys, self._default = gateway, limits, keys, default or gateway.name
-        self.admission, self.lacking = Admission(limits), lacking
+        self.admission, self.lacking, self.counted = Admission(limits), lacking, counted
         self.metrics = Metrics(self.admission)
 
     def enter(self, request: Request) -> str:

@@ -9,10 +9,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 KEEP_ALIVE_SECONDS = 30
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Raises OSError where somebody else listens there; connections of a server that has ended do not count."""
+def bind(host: str, port: int, shared: bool = False) -> socket.socket:
+    """shared: with others who say so too; the kernel spreads connections over them. Raises OSError where somebody else
+    listens there; connections of a server that has ended do not count."""
     s = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         s.bind((host, port))
     except OSError:
@@ -70,8 +73,8 @@ class Watched:
 class Listener:
     """Listens in the running event loop, until its process ends."""
 
-    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
-        """Raises OSError."""
+    def __init__(self, app: ASGIApp, host: str, port: int, shared: bool) -> None:
+        """shared: with the listeners of other gateways. Raises OSError."""
         config = uvicorn.Config(
             Watched(app),
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -81,7 +84,7 @@ class Listener:
             access_log=False,
             log_config=None,
         )
-        self._task = asyncio.create_task(uvicorn.Server(config).serve([bind(host, port)]))
+        self._task = asyncio.create_task(uvicorn.Server(config).serve([bind(host, port, shared)]))
 
     def check(self) -> None:
         """Raises RuntimeError where it does not listen any more."""

@@ -1,9 +1,11 @@
 """What the gateway counts and what engines say about themselves, for Prometheus."""
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.registry import Collector
 
 from ensemble.vitals import Vitals
 from serve.admission import Admission
@@ -43,8 +45,35 @@ class Metrics:
         self._requests.labels(path, str(status)).inc()
         self._seconds.labels(path).observe(seconds)
 
-    def text(self, engines: Iterable[Vitals]) -> bytes:
-        return generate_latest(self._registry) + generate_latest(_of_engines(engines))
+    def counts(self) -> list[Metric]:
+        """Plain data, for another gateway to add to its own."""
+        return list(self._registry.collect())
+
+
+def exposition(gateways: Sequence[Sequence[Metric]], engines: Iterable[Vitals]) -> bytes:
+    """The text that Prometheus reads: the sums of what each gateway has counted, and each engine's vitals."""
+    registry = CollectorRegistry()
+    registry.register(_Summed(gateways))
+    return generate_latest(registry) + generate_latest(_of_engines(engines))
+
+
+class _Summed(Collector):
+    def __init__(self, gateways: Sequence[Sequence[Metric]]) -> None:
+        self._gateways = gateways
+
+    def collect(self) -> Iterator[Metric]:
+        same: dict[str, list[Metric]] = {}
+        for metric in (metric for counts in self._gateways for metric in counts):
+            same.setdefault(metric.name, []).append(metric)
+        for name, metrics in same.items():
+            sums: dict[tuple[str, tuple[tuple[str, str], ...]], float] = defaultdict(float)
+            for sample in (sample for metric in metrics for sample in metric.samples):
+                if not sample.name.endswith("_created"):  # when a process began: nothing to add up
+                    sums[sample.name, tuple(sample.labels.items())] += sample.value
+            total = Metric(name, metrics[0].documentation, metrics[0].type)
+            for (sample_name, labels), value in sums.items():
+                total.add_sample(sample_name, dict(labels), value)
+            yield total
 
 
 def _of_engines(engines: Iterable[Vitals]) -> CollectorRegistry:

@@ -61,14 +61,8 @@ class Settings(Record):
     replicas: dict[str, Replicas] = Field({}, description="Per model; left out: one engine.")
     gateways: Count = Field(1, description="Processes that take requests; limits hold for each of them.")
     listen: Listen | None = Field(
-        None, description="Where the one gateway itself listens, besides Serve's proxy: for a server on one machine."
+        None, description="Where the gateways themselves listen, besides Serve's proxy: for a server on one machine."
     )
-
-    @model_validator(mode="after")
-    def one_listens(self) -> "Settings":
-        if self.listen and self.gateways > 1:
-            raise ValueError("several gateways cannot listen at one port: leave out listen, Serve's proxy is there")
-        return self
 
 
 def read_settings(arguments: object) -> Settings:

@@ -69,7 +69,11 @@ def desk_of(plan: Any, model: Scripted, limits: Limits | None = None, keys: Keys
     async def nothing() -> list[str]:
         return []
 
-    return Desk(Gateway("demo", plan, {"smollm2_gptq": model}), limits or Limits(), keys, None, nothing)
+    async def counted() -> list[Any]:
+        return [desk.metrics.counts()]
+
+    desk = Desk(Gateway("demo", plan, {"smollm2_gptq": model}), limits or Limits(), keys, None, nothing, counted)
+    return desk
 
 
 def client_of(desk: Desk, address: str = "127.0.0.1") -> TestClient:

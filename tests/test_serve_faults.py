@@ -90,8 +90,17 @@ def test_a_killed_gateway_comes_back_at_its_port(two_engines):
 
 def test_several_gateways_share_the_port(tmp_path):
     with server(tmp_path / "log", "--set", FAKE, "--settings", "{gateways: 2}") as (base, process):
-        for i in range(10):
+        for i in range(20):  # each by a connection of its own
             assert httpx.post(f"{base}/v1/solve", json=question(i), timeout=30).json()["id"] == i
+        one, other = processes(process, "ServeReplica:quorum:gateway")
+        texts = [httpx.get(f"{base}/metrics", timeout=30).text for _ in range(6)]
+        assert all('quorum_requests_total{route="/v1/solve",status="200"} 20.0' in text for text in texts)
+        one.kill()  # the port is the other's then
+        one.wait(10)
+        until = time.monotonic() + 30
+        while time.monotonic() < until and len(processes(process, "ServeReplica:quorum:gateway")) < 2:
+            assert httpx.post(f"{base}/v1/solve", json=question(7), timeout=30).json()["id"] == 7
+        assert other.is_running()
         assert len(processes(process, "ServeReplica:quorum:gateway")) == 2
 
 
