@@ -53,7 +53,7 @@ class EngineConfig(Record):
         None, description="Share of the GPU's memory; left out: the chip's preset."
     )
     max_num_seqs: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Sequences in one batch; left out: the chip's preset, on CPU vLLM's."
+        None, description="Sequences in one batch; left out: the chip's preset, on CPU 32."
     )
     max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Tokens in one batch; left out: the chip's preset, on CPU vLLM's."

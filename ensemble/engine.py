@@ -15,7 +15,7 @@ from ensemble.config import EngineConfig, ModelConfig, Sampling
 from ensemble.errors import EngineError, ModelError
 from ensemble.models import hardware, home
 from ensemble.prefill import Prefills
-from ensemble.presets import with_preset
+from ensemble.presets import CPU_SEQUENCES, with_preset
 from ensemble.stats import stat_logger
 from ensemble.tied import tie_children
 from ensemble.vitals import Recorder
@@ -195,7 +195,7 @@ def engine_args(config: ModelConfig, folder: Path, device: str) -> dict[str, Any
         engine = with_preset(engine, engine.hardware or hardware("cuda"))
     chosen = {
         "quantization": config.quantization,
-        "max_num_seqs": engine.max_num_seqs,
+        "max_num_seqs": engine.max_num_seqs or (CPU_SEQUENCES if device == "cpu" else None),
         "max_num_batched_tokens": engine.max_num_batched_tokens,
         "enable_chunked_prefill": engine.enable_chunked_prefill,
         "kv_cache_dtype": engine.kv_cache_dtype if engine.kv_cache_dtype != "auto" else None,

@@ -83,7 +83,7 @@ def job() -> str | None:
 def version() -> str:
     """The project's: its commit where it is a checkout, `-dirty` with changes on top; else, as in the image, what
     pyproject.toml says."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    command = ["git", f"--git-dir={ROOT / '.git'}", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):

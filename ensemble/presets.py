@@ -34,6 +34,7 @@ CHIPS = {
     "H200": Chip(139.8, 0.92, 1024, 16384, 524_288),
 }
 UNKNOWN = Chip(0.0, 0.9)  # any other GPU
+CPU_SEQUENCES = 32  # max_num_seqs: of 8 to 128 the fastest for short prompts on two cores, docs/benchmarks.md
 
 
 def chip_name(hardware: str) -> str | None:

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 from ensemble.errors import QuorumError
-from serve.listener import bind
+from serve.listener import bind, hold
 from serve.settings import read_settings
 
 NAME = "quorum"  # of the Serve application
@@ -51,15 +51,6 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def taken(host: str, port: int) -> str | None:
-    """Why nobody can listen there; Serve's proxies share a port with whoever has it, and would share its requests."""
-    try:
-        bind(host, port).close()
-    except OSError as e:
-        return e.strerror
-    return None
-
-
 def free_port(host: str) -> int:
     with bind(host, 0) as s:
         return int(s.getsockname()[1])
@@ -70,9 +61,6 @@ def main() -> int:
     if options.host not in LOOPBACK and not options.keys:
         print(f"error: --host {options.host} is open to others: give --keys FILE", file=sys.stderr)
         return 2
-    if (reason := taken(options.host, options.port)) is not None:
-        print(f"error: port {options.port} of {options.host}: {reason}: choose another with --port", file=sys.stderr)
-        return 2
     arguments = {"config": options.config, "set": options.set, "keys": options.keys} | (
         yaml.safe_load(options.settings) or {}
     )
@@ -82,9 +70,19 @@ def main() -> int:
         print(f"error: {e}", file=sys.stderr)
         return 2
     direct = options.address == "local"  # on another machine nobody would look for a gateway
-    if direct:
-        arguments["listen"] = {"host": options.host, "port": options.port}
-    return run(arguments, options.address, options.host, free_port(options.host) if direct else options.port)
+    try:
+        held = hold(options.host, options.port)
+    except OSError as e:
+        print(
+            f"error: port {options.port} of {options.host}: {e.strerror}: choose another with --port", file=sys.stderr
+        )
+        return 2
+    with held:
+        if direct:
+            arguments["listen"] = {"host": options.host, "port": options.port}
+        else:
+            held.close()  # for Serve's proxies
+        return run(arguments, options.address, options.host, free_port(options.host) if direct else options.port)
 
 
 def run(arguments: dict[str, Any], address: str, host: str, port: int) -> int:

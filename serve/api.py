@@ -116,10 +116,11 @@ def _routes(desk: Callable[[], Desk]) -> APIRouter:
 
     @routes.get("/metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> PlainTextResponse:
-        """Prometheus: of all gateways together and of all engines."""
+        """Prometheus: of every gateway and of every engine."""
         desk().enter(request)
-        said = await asyncio.gather(*(model.vitals() for model in desk().gateway.served.values()))
-        text = exposition(await desk().counted(), [vitals for of_model in said for vitals in of_model])
+        asked = [model.vitals() for model in desk().gateway.served.values()]
+        counts, said = await asyncio.gather(desk().counted(), asyncio.gather(*asked))
+        text = exposition(counts, [vitals for of_model in said for vitals in of_model])
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     @routes.get("/v1/models")

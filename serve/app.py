@@ -13,7 +13,9 @@ from typing import Any
 
 from prometheus_client import Metric
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import RequestRouterConfig
+from ray.serve.exceptions import RayServeException
 
 from ensemble.config import ModelConfig
 from ensemble.errors import ConfigError
@@ -53,8 +55,7 @@ class Ingress:
         self._looked, self._waiting = 0.0, list(served)
         self._listener: Listener | None = None
         if found.listen:
-            api, shared = create_api(lambda: self.desk), found.gateways > 1
-            self._listener = Listener(api, found.listen.host, found.listen.port, shared)
+            self._listener = Listener(create_api(lambda: self.desk), found.listen.host, found.listen.port)
 
     async def check_health(self) -> None:
         """Asked by Serve; who raises is started again."""
@@ -73,11 +74,15 @@ class Ingress:
         return self.desk.metrics.counts()
 
     async def _counted(self) -> list[list[Metric]]:
-        """What each gateway has counted, of those that answer."""
+        """What each gateway has counted; of this one alone where the others do not answer."""
         if self._gateways == 1:
             return [await self.counts()]
-        asked = serve.get_deployment_handle(GATEWAY, serve.get_replica_context().app_name).broadcast("counts")
-        found = await asked.results_async(timeout_s=COUNTS_SECONDS, return_exceptions=True)
+        try:
+            app = serve.get_replica_context().app_name
+            handle = await asyncio.to_thread(serve.get_deployment_handle, GATEWAY, app)  # asks the controller
+            found = await handle.broadcast("counts").results_async(timeout_s=COUNTS_SECONDS, return_exceptions=True)
+        except (RayError, RayServeException, TimeoutError):
+            return [await self.counts()]
         return [counts for counts in found if isinstance(counts, list)]
 
     async def _lacking(self) -> list[str]:

@@ -1,4 +1,8 @@
-"""The gateway's own HTTP server: a request to it does not pass Serve's proxy, which costs several messages each."""
+"""The gateway's own HTTP server: a request to it does not pass Serve's proxy, which costs several messages each.
+
+Gateways share their port (SO_REUSEPORT): the kernel spreads connections over them, and one that dies leaves it to the
+others. Whoever starts them holds it meanwhile, so that no other server gets in between.
+"""
 
 import asyncio
 import socket
@@ -10,8 +14,8 @@ KEEP_ALIVE_SECONDS = 30
 
 
 def bind(host: str, port: int, shared: bool = False) -> socket.socket:
-    """shared: with others who say so too; the kernel spreads connections over them. Raises OSError where somebody else
-    listens there; connections of a server that has ended do not count."""
+    """shared: with others who say so too. Raises OSError where somebody else listens there, or holds it; connections of
+    a server that has ended do not count."""
     s = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if shared:
@@ -21,6 +25,14 @@ def bind(host: str, port: int, shared: bool = False) -> socket.socket:
     except OSError:
         s.close()
         raise
+    return s
+
+
+def hold(host: str, port: int) -> socket.socket:
+    """The port, at which from now on only gateways can listen. Raises OSError as `bind`."""
+    bind(host, port).close()
+    s = bind(host, port, shared=True)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # with it, others who do not share could bind too
     return s
 
 
@@ -73,8 +85,8 @@ class Watched:
 class Listener:
     """Listens in the running event loop, until its process ends."""
 
-    def __init__(self, app: ASGIApp, host: str, port: int, shared: bool) -> None:
-        """shared: with the listeners of other gateways. Raises OSError."""
+    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+        """Raises OSError."""
         config = uvicorn.Config(
             Watched(app),
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -84,7 +96,7 @@ class Listener:
             access_log=False,
             log_config=None,
         )
-        self._task = asyncio.create_task(uvicorn.Server(config).serve([bind(host, port, shared)]))
+        self._task = asyncio.create_task(uvicorn.Server(config).serve([bind(host, port, shared=True)]))
 
     def check(self) -> None:
         """Raises RuntimeError where it does not listen any more."""

@@ -1,7 +1,7 @@
 """What the gateway counts and what engines say about themselves, for Prometheus."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
@@ -46,34 +46,30 @@ class Metrics:
         self._seconds.labels(path).observe(seconds)
 
     def counts(self) -> list[Metric]:
-        """Plain data, for another gateway to add to its own."""
-        return list(self._registry.collect())
+        """Plain data under this process's pid: one that is started again counts from zero, under another."""
+        pid, found = {"pid": str(os.getpid())}, list(self._registry.collect())
+        for metric in found:
+            metric.samples = [sample._replace(labels=sample.labels | pid) for sample in metric.samples]
+        return found
 
 
 def exposition(gateways: Sequence[Sequence[Metric]], engines: Iterable[Vitals]) -> bytes:
-    """The text that Prometheus reads: the sums of what each gateway has counted, and each engine's vitals."""
+    """The text that Prometheus reads: what each gateway has counted, and each engine's vitals."""
     registry = CollectorRegistry()
-    registry.register(_Summed(gateways))
+    registry.register(_Together(gateways))
     return generate_latest(registry) + generate_latest(_of_engines(engines))
 
 
-class _Summed(Collector):
+class _Together(Collector):
     def __init__(self, gateways: Sequence[Sequence[Metric]]) -> None:
         self._gateways = gateways
 
-    def collect(self) -> Iterator[Metric]:
-        same: dict[str, list[Metric]] = {}
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, Metric] = {}
         for metric in (metric for counts in self._gateways for metric in counts):
-            same.setdefault(metric.name, []).append(metric)
-        for name, metrics in same.items():
-            sums: dict[tuple[str, tuple[tuple[str, str], ...]], float] = defaultdict(float)
-            for sample in (sample for metric in metrics for sample in metric.samples):
-                if not sample.name.endswith("_created"):  # when a process began: nothing to add up
-                    sums[sample.name, tuple(sample.labels.items())] += sample.value
-            total = Metric(name, metrics[0].documentation, metrics[0].type)
-            for (sample_name, labels), value in sums.items():
-                total.add_sample(sample_name, dict(labels), value)
-            yield total
+            same = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+            same.samples = [*same.samples, *metric.samples]
+        return families.values()
 
 
 def _of_engines(engines: Iterable[Vitals]) -> CollectorRegistry:

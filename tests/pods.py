@@ -176,7 +176,8 @@ class Pod:
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(inside, stdout=log, stderr=log, cwd="/")
         shared = _network(os.getpid()), machine.network
-        until(lambda: _network(self._process.pid) not in shared, 10, self)
+        until(lambda: not self.alive() or _network(self._process.pid) not in shared, 10, self)
+        assert self.alive(), self.log.read_text()
         # While it is open the address stays, so that who calls a killed process hears at once that nobody is there.
         self._network = os.open(f"/proc/{self._process.pid}/ns/net", os.O_RDONLY)
         link = ["ip", "link", "add", f"pod{number}", "master", "pods", "up", "type", "veth", "peer", "name", "eth0"]

@@ -77,10 +77,20 @@ def test_options(tmp_path, overlay, options):
     check_core_kinds(found)
     (resource,) = of_kind(found, "RayJob", "RayService")
     assert k8s.schema_errors(resource) + k8s.rule_errors(resource) + k8s.gpu_errors(resource, 4) == []
-    engines = cluster(resource)["workerGroupSpecs"][0]["template"]["spec"]
-    assert engines["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
+    of_pods = dict(pods(resource))
+    engines, head = of_pods["engines"], of_pods["head"]
+    spot, drain = "cloud.google.com/gke-spot", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+    assert engines["nodeSelector"] == {"cloud.google.com/gke-accelerator": "nvidia-l4", spot: "true"}
+    assert {t["key"] for t in engines["tolerations"]} == {"nvidia.com/gpu", spot}
+    (seconds,) = [e["value"] for e in engines["containers"][0]["env"] if e["name"] == drain]
+    assert int(seconds) < engines["terminationGracePeriodSeconds"] <= 15  # pods' share of the notice
+    assert spot not in str(head)
+    assert drain not in str(head)
+    policies = {m["metadata"]["name"] for m in of_kind(found, "NetworkPolicy")}
+    assert ({"quorum-redis", "quorum-gateway"} <= policies) == (overlay == SERVE)
     if overlay == SERVE:
-        assert cluster(resource)["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"]["secretKeyRef"]
+        secret = {"name": "quorum-redis", "key": "password"}
+        assert cluster(resource)["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"]["secretKeyRef"] == secret
         assert resource["spec"]["upgradeStrategy"]["type"] == "NewClusterWithIncrementalUpgrade"
 
 

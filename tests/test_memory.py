@@ -8,9 +8,9 @@ import pytest
 
 from ensemble import memory
 from ensemble.config import ROOT, EngineConfig, ModelConfig
-from ensemble.engine import engine_args
+from ensemble.engine import engine_args, engine_env
 from ensemble.load import load_ablation, load_config, read_yaml
-from ensemble.presets import CHIPS, chip_name, with_preset
+from ensemble.presets import CHIPS, CPU_SEQUENCES, chip_name, with_preset
 
 # What the papers and the models' config.json say.
 LLAMA2_70B = {"parameters": 69.0, "bits": 4.25, "layers": 80, "kv_heads": 8, "head_dim": 128}
@@ -184,7 +184,19 @@ def test_vllm_is_started_with_the_preset_on_a_gpu_and_without_on_a_cpu() -> None
     names = ("gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "kv_cache_dtype")
     assert [arguments[name] for name in names] == [0.92, 512, 16384, "fp8"]
     plain = engine_args(model(LLAMA2_7B, {"device": "cpu", "hardware": "H200"}), Path("m"), "cpu")
-    assert not plain.keys() & {*names, "enable_chunked_prefill"}
+    assert plain["max_num_seqs"] == CPU_SEQUENCES
+    assert not plain.keys() & {"gpu_memory_utilization", "max_num_batched_tokens", "kv_cache_dtype"}
+    assert "enable_chunked_prefill" not in plain
+
+
+def test_nothing_is_compiled_on_a_cpu_unless_it_is_asked_for() -> None:
+    assert engine_env(EngineConfig(), "cpu")["TORCH_COMPILE_DISABLE"] == "1"
+    assert engine_env(EngineConfig(env={"TORCH_COMPILE_DISABLE": "0"}), "cpu")["TORCH_COMPILE_DISABLE"] == "0"
+    assert "TORCH_COMPILE_DISABLE" not in engine_env(EngineConfig(enforce_eager=False), "cpu")
+    assert "TORCH_COMPILE_DISABLE" not in engine_env(EngineConfig(), "cuda")
+
+
+def test_chunked_prefill_is_as_the_model_file_says() -> None:
     chunked = engine_args(model(LLAMA2_7B, {"enable_chunked_prefill": True}), Path("m"), "cuda")
     assert chunked["enable_chunked_prefill"] is True
 

@@ -27,7 +27,7 @@ from tests.test_real import lines, stored_rows
 
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed"),
 ]
 
@@ -130,7 +130,10 @@ def second(machine) -> tuple[Cluster, Pod]:
 
 def test_a_job_outlives_a_node_and_the_next_one_goes_on_after_the_heads_loss(machine, request):
     data = machine.folder / "data"
-    rows = lambda: stored_rows(data / "store")  # noqa: E731
+
+    def rows() -> int:
+        return stored_rows(data / "store")
+
     first = Cluster(machine, "first")
     one = first.worker("one")
     first.submit("first")

@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from prometheus_client import Metric
 
 from ensemble.engine import Engine
 from ensemble.fake import FakeEngine
@@ -20,6 +22,7 @@ from serve.bridge import Head
 from serve.desk import Desk
 from serve.gateway import Gateway, served_plan
 from serve.keys import Keys
+from serve.metrics import Metrics, exposition
 from serve.refusals import Busy
 from serve.settings import Limits
 
@@ -424,10 +427,33 @@ def test_counts_for_prometheus(plan):
     client.post("/v1/solve", content=b"")
     client.get("/made/up")
     text = client.get("/metrics").text
-    assert 'quorum_requests_total{route="/v1/solve",status="200"} 1.0' in text
-    assert 'quorum_requests_total{route="/v1/solve",status="400"} 1.0' in text
+    mine = f'quorum_requests_total{{pid="{os.getpid()}",route="/v1/solve"'
+    assert f'{mine},status="200"}} 1.0\n' in text
+    assert f'{mine},status="400"}} 1.0\n' in text
     assert "/made/up" not in text
     assert 'quorum_engine_running{model="smollm2_gptq"' in text
+
+
+def test_metrics_of_several_gateways_stand_side_by_side():
+    def counts(pid: str, seconds: float) -> list[Metric]:
+        metrics = Metrics(Admission(Limits()))
+        metrics.answered(None, 200, seconds)
+        found = metrics.counts()
+        for metric in found:
+            metric.samples = [sample._replace(labels=sample.labels | {"pid": pid}) for sample in metric.samples]
+        return found
+
+    text = exposition([counts("1", 0.02), counts("2", 5.0)], []).decode()
+    for line in (
+        'quorum_requests_total{pid="1",route="other",status="200"} 1.0',
+        'quorum_requests_total{pid="2",route="other",status="200"} 1.0',
+        'quorum_request_seconds_bucket{le="0.03",pid="1",route="other"} 1.0',
+        'quorum_request_seconds_bucket{le="0.03",pid="2",route="other"} 0.0',
+        'quorum_request_seconds_sum{pid="2",route="other"} 5.0',
+        'quorum_in_flight{pid="2"} 0.0',
+    ):
+        assert text.splitlines().count(line) == 1
+    assert text.count("# TYPE quorum_requests_total counter") == 1
 
 
 def test_many_at_once_get_their_own_answers(plan):
