@@ -66,14 +66,14 @@ def bare(work: dict[str, Any], folder: Path) -> dict[str, Any]:
         params = SamplingParams(**sampling(letters), output_kind=RequestOutputKind.FINAL_ONLY)
         async for output in llm.generate({"prompt_token_ids": ids}, params, f"{kept is None}{i}"):
             if kept is not None:
-                kept[i] = values(output, letters)
+                kept[i, : len(letters)] = values(output, letters)
                 cached += output.num_cached_tokens or 0
                 done.append(time.time())
 
     async def run() -> dict[str, Any]:
         await asyncio.gather(*(ask(i, x, prompts.letters[0], None) for i, x in enumerate(warm_up(prompts))))
         room = asyncio.Semaphore(work["in_flight"] or len(prompts.ids))
-        kept = np.zeros((len(prompts.ids), len(prompts.letters[0])), np.float32)
+        kept = np.full((len(prompts.ids), max(map(len, prompts.letters))), -np.inf, np.float32)
 
         async def bounded(i: int, ids: list[int], letters: list[int]) -> None:
             async with room:
