@@ -107,7 +107,7 @@ def main() -> None:
             seconds = facts["seconds"]["inference"]["solve"]
             one = one or (n, seconds)
             row = figures(facts, work, n, seconds, one)
-            found.append(row | {"seconds_of": facts["seconds"]})
+            found.append(row | {"more": {key: facts.get(key) for key in ("seconds", "usage", "idle", "engines")}})
             print("| " + " | ".join(str(row[column]) for column in COLUMNS) + " |", flush=True)
             (options.out or folder / "scaling.json").write_text(json.dumps(found), "utf-8")
 
