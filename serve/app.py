@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import RayServeException
 
-from ensemble.config import ModelConfig
+from ensemble.config import ModelConfig, RunConfig
 from ensemble.errors import ConfigError
 from ensemble.load import load_config
 from ensemble.names import unknown
@@ -43,10 +43,12 @@ CALLS = 4096  # that wait at one engine at most; the gateway's limits are smalle
 class Ingress:
     """The deployment around a Desk."""
 
-    async def __init__(self, settings: dict[str, Any], cwd: str, handles: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, settings: dict[str, Any], config: RunConfig, cwd: str, handles: dict[str, Any]
+    ) -> None:
+        """config: as it was when the engines were chosen; its file may have changed since."""
         os.chdir(cwd)
         found = read_settings(settings)
-        config = load_config(found.config, found.set)
         served = {model: Remote(handle) for model, handle in handles.items()}
         gateway = Gateway(found.name or Path(found.config).stem, served_plan(config), served)
         keys = Keys(found.keys) if found.keys else None
@@ -132,7 +134,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         graceful_shutdown_timeout_s=settings.limits.seconds,
         ray_actor_options={"num_cpus": 0.5},
     )
-    return gateway.bind(settings.model_dump(), os.getcwd(), handles)
+    return gateway.bind(settings.model_dump(), config, os.getcwd(), handles)
 
 
 def deployment_name(model: str) -> str:

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl
 with_crds = pytest.mark.skipif(not CRDS.is_dir(), reason="KubeRay's schemas are not beside the checkout")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SOLVE, SERVE = Path("k8s/overlays/gke-l4/4/solve"), Path("k8s/overlays/gke-l4/4/serve")
+LOCAL = Path("k8s/overlays/local-cpu/solve")
 each_overlay = pytest.mark.parametrize("overlay", OVERLAYS, ids=str)
 
 
@@ -56,6 +57,16 @@ def check_core_kinds(found):
     for manifest in found:
         if not manifest["apiVersion"].startswith("ray.io/"):
             kubernetes_validate.validate(manifest, "1.34", strict=True)
+
+
+def test_who_reads_the_results_of_one_machine():
+    pod = yaml.safe_load((ROOT / "k8s/overlays/local-cpu/reader.yaml").read_text())
+    kubernetes_validate.validate(pod, "1.34", strict=True)
+    images = {c["image"] for _, spec in pods(of_kind(render(LOCAL), "RayJob")[0]) for c in spec["containers"]}
+    assert {pod["spec"]["containers"][0]["image"]} == images
+    (volume,) = pod["spec"]["volumes"]
+    claims = {m["metadata"]["name"] for m in of_kind(render(LOCAL), "PersistentVolumeClaim")}
+    assert volume["persistentVolumeClaim"]["claimName"] in claims
 
 
 @with_crds

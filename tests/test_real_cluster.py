@@ -156,7 +156,7 @@ def test_a_job_outlives_a_node_and_the_next_one_goes_on_after_the_heads_loss(mac
     assert cluster.status("second") == "SUCCEEDED", log
     assert f"60 answered ({kept} from the store, {60 - kept} computed)" in log
     assert f"/{60 - kept} questions, " in log  # its progress
-    run = data / "runs/one"
+    run = data / "runs/solve"
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["questions"]["answered"] == 60
     assert (manifest["questions"]["from_store"], manifest["questions"]["computed"]) == (kept, 60 - kept)
