@@ -47,7 +47,7 @@ FAULTS = {
     "EXPIRED_TOKEN": "the session has ended: log in again (AWS_SESSION_TOKEN)",
     "PermanentRedirect": "the bucket is in another region: set AWS_REGION",
     "NETWORK_CONNECTION": "no connection: check the network, AWS_ENDPOINT_URL and AWS_REGION",
-    "OAuth2 access token": "no Google credentials: set GOOGLE_APPLICATION_CREDENTIALS, or bind a role to the pod's account",
+    "OAuth2 access token": "no Google credentials: set GOOGLE_APPLICATION_CREDENTIALS, or the role of the pod",
     "PERMISSION_DENIED": "access denied: check GOOGLE_APPLICATION_CREDENTIALS, or the role of the pod's account",
     "UNAUTHENTICATED": "access denied: check GOOGLE_APPLICATION_CREDENTIALS",
     "Bucket '": "the bucket does not exist: create it, or check its name",
