@@ -7,11 +7,14 @@ Two kinds of work: choices, four-option questions in all 24 orders by letters (a
 the mixed competition of benchmarks/competition.py (choices in cyclic orders, long summaries, generation), --times over.
 Each run is `pipelines/solve.py`'s own, in this process, from an empty store to files written, only that its engines are
 there already: it waits as long as an engine's loading takes at least, in which stage actors start. seconds: answering,
-without starts and the preflight; efficiency: of one engine's seconds, divided by engines x seconds.
+without starts and the preflight; efficiency: of one engine's seconds, divided by engines x seconds. GPUs of one kind
+differ by some percent: with --each the work of one engine is done by each of them in turn, and its seconds are those of
+their mean speed.
 """
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from itertools import islice
@@ -101,13 +104,18 @@ def main() -> None:
     for work in options.works.split(","):
         one = None
         for n in counts:
-            facts = solve(
-                options, folder / f"{work}.yaml", folder / f"{work}-{n}.jsonl", actors[:n], folder / f"{work}-{n}"
-            )
-            seconds = facts["seconds"]["inference"]["solve"]
+            chosen = [[actor] for actor in actors] if options.each and n == 1 else [actors[:n]]
+            spent = []
+            for i, some in enumerate(chosen):
+                config, questions = folder / f"{work}.yaml", folder / f"{work}-{n}.jsonl"
+                facts = solve(options, config, questions, some, folder / f"{work}-{n}-{i}")
+                spent.append(facts["seconds"]["inference"]["solve"])
+            seconds = statistics.harmonic_mean(spent)
             one = one or (n, seconds)
             row = figures(facts, work, n, seconds, one)
-            found.append(row | {"more": {key: facts.get(key) for key in ("seconds", "usage", "idle", "engines")}})
+            found.append(
+                row | {"spent": spent, "more": {key: facts.get(key) for key in ("seconds", "usage", "idle", "engines")}}
+            )
             print("| " + " | ".join(str(row[column]) for column in COLUMNS) + " |", flush=True)
             (options.out or folder / "scaling.json").write_text(json.dumps(found), "utf-8")
 
@@ -148,6 +156,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="smollm2", help="a file of configs/models, or a path to one")
     parser.add_argument("--engines", type=int, default=4, help="as many as GPUs")
     parser.add_argument("--counts", default="1,4,2", help="of engines, in this sequence; the first is compared with")
+    parser.add_argument("--each", action="store_true", help="one engine's time is taken of each of them")
     parser.add_argument("--works", default="choices,mixed")
     parser.add_argument("--questions", type=int, default=1000)
     parser.add_argument("--passage-words", type=int, default=290, help="290: prompts of about 365 tokens")

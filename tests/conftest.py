@@ -59,6 +59,16 @@ def data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo, run once from beginning to end; the run folder is `run`, the store `store`."""
+    from tests.demo import solve
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    solve(folder / "run", folder / "store")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium without a window; files that use it skip where it is not installed."""

@@ -12,43 +12,15 @@ import time
 from pathlib import Path
 
 import psutil
-import pyarrow.parquet as pq
 import pytest
 
 from ensemble.config import ROOT
+from tests.demo import command, decisions_agree, env, lines, solve, stored_rows
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 
 ENGINE = re.compile(r"ray::EngineActor|VLLM::")
 FILES = ("predictions.jsonl", "grades.json", "submission.json", "errors.jsonl")
-
-
-def command(run: Path, store: Path, *more: object) -> list[str]:
-    script = [sys.executable, str(ROOT / "pipelines/solve.py"), "--config", "configs/demo.yaml"]
-    return [*script, "--output", str(run), "--set", f"store.path={store}", *map(str, more)]
-
-
-def env() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"RAY_AUTH_MODE": "disabled"}
-
-
-def solve(run: Path, store: Path, *more: object) -> dict:
-    done = subprocess.run(command(run, store, *more), capture_output=True, text=True, cwd=ROOT, env=env(), timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((run / "manifest.json").read_text())
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Path:
-    """The demo, run once without interruption; the run folder is `run`, the store `store`."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    manifest = solve(folder / "run", folder / "store")
-    assert manifest["questions"]["computed"] == manifest["questions"]["total"] == 60
-    return folder
 
 
 def test_the_demo_is_answered_graded_and_well_above_chance(undisturbed):
@@ -64,6 +36,7 @@ def test_the_demo_is_answered_graded_and_well_above_chance(undisturbed):
     (long,) = [p for p in predictions if p["group"] == "long"]
     assert long["cut_tokens"] > 1000
     manifest = json.loads((undisturbed / "run/manifest.json").read_text())
+    assert manifest["questions"]["computed"] == manifest["questions"]["total"] == 60
     assert list(manifest["models"]) == ["smollm2_gptq"]
     assert manifest["drift"]["repeated"] == 1
     assert set(manifest["usage"]) == {"multiple_choice", "math", "generation", "summarization"}
@@ -97,11 +70,7 @@ def test_kill_9_loses_at_most_a_segment_and_decides_the_same(undisturbed, tmp_pa
     questions = solve(run, store)["questions"]
     assert (questions["from_store"], questions["computed"]) == (kept, 60 - kept)
     assert stored_rows(store) == 60
-    ours, theirs = lines(run / "predictions.jsonl"), lines(undisturbed / "run/predictions.jsonl")
-    assert [a["id"] for a in ours] == [b["id"] for b in theirs]
-    for a, b in zip(ours, theirs, strict=True):
-        if a["task"] == "multiple_choice" and not (a["near_tie"] or b["near_tie"]):
-            assert a["prediction"] == b["prediction"]
+    assert decisions_agree(lines(run / "predictions.jsonl"), lines(undisturbed / "run/predictions.jsonl")) > 20
 
     for folder in (tmp_path, undisturbed):
         before = [(folder / "run" / name).read_bytes() for name in FILES]
@@ -179,11 +148,6 @@ def test_the_leaderboard_sorts_filters_and_compares(ablated):
         assert sum(map(int, cells)) == 34
         browser.close()
     assert said == []
-
-
-def stored_rows(store: Path) -> int:
-    """Rows of all complete segments: in the demo one for each question that was answered."""
-    return sum(pq.ParquetFile(path).metadata.num_rows for path in store.glob("s*/*/[!.]*.parquet"))
 
 
 def _engines(driver: int) -> list[psutil.Process]:

@@ -21,9 +21,9 @@ import yaml
 from ensemble.config import ROOT
 from ensemble.models import home
 from tests import pods
+from tests.demo import lines, stored_rows
 from tests.manifests import Manifest, cluster, of_kind, render
 from tests.pods import Machine, Pod, until
-from tests.test_real import lines, stored_rows
 
 pytestmark = [
     pytest.mark.real,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_real import lines, solve
+from tests.demo import lines, solve
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 
