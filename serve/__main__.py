@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# The thread that deploys must not open a second connection when it is stopped while engines load.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 # Serve's own set of settings for throughput (twice as many requests here), but for the one that needs HAProxy.
 os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
 os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")
@@ -116,22 +118,27 @@ def run(arguments: dict[str, Any], address: str, host: str, port: int) -> int:
         try:
             serve.run(app, name=NAME)
         except BaseException as e:
-            failed.append(e)
-            stop.set()
+            if not stop.is_set():  # else it is the stopping that ended it
+                failed.append(e)
+                stop.set()
             return
         seconds = time.monotonic() - started
         shown = arguments["listen"]["port"] if "listen" in arguments else port
         print(f"ready after {seconds:.0f} s: http://{host}:{shown}/  (docs at /docs)", flush=True)
 
-    threading.Thread(target=deploy, daemon=True).start()
+    deploying = threading.Thread(target=deploy, daemon=True)
+    deploying.start()
     stop.wait()
     if not failed:
         print("stopping: what is under way is answered first", flush=True)
         with contextlib.suppress(RayServeException, RayError, TimeoutError):  # then the rest is not waited for
             serve.get_app_handle(NAME).broadcast("drain").results(timeout_s=DRAIN_SECONDS)
             time.sleep(FLUSH_SECONDS)
-    serve.shutdown()
-    ray.shutdown()
+    # Ray would tell of every actor that is ended on purpose.
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
+        serve.shutdown()
+        deploying.join(FLUSH_SECONDS)
+        ray.shutdown()
     if failed:
         print(f"error: {' '.join(str(failed[0]).split())[:500]}", file=sys.stderr)
     return 1 if failed else 0

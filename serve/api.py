@@ -25,7 +25,7 @@ from serve.gateway import Gateway
 from serve.metrics import exposition
 from serve.recognise import Recognised, recognise
 from serve.refusals import Busy, Refusal
-from serve.requests import checked, parse, questions_of, read_body
+from serve.requests import BadRow, checked, parse, questions_of, read_body
 
 LOG = logging.getLogger("ray.serve")
 PAGE = Path(__file__).with_name("page.html")
@@ -214,12 +214,12 @@ async def _read(desk: Desk, request: Request) -> tuple[str, bytes]:
     return caller, await read_body(request, desk.limits)
 
 
-async def _solved(gateway: Gateway, asked: list[Question | Refusal]) -> AsyncGenerator[tuple[int, dict[str, Any]]]:
+async def _solved(gateway: Gateway, asked: list[Question | BadRow]) -> AsyncGenerator[tuple[int, dict[str, Any]]]:
     """Results as they come, with their places; a question that fails says so in its own."""
 
-    async def one(i: int, question: Question | Refusal) -> tuple[int, dict[str, Any]]:
-        if isinstance(question, Refusal):
-            return i, _unanswered(i, question.message)
+    async def one(i: int, question: Question | BadRow) -> tuple[int, dict[str, Any]]:
+        if isinstance(question, BadRow):
+            return i, _unanswered(question.id, question.message)
         if not gateway.answers(question.task):
             return i, _unanswered(
                 question.id, f"{question.task}: this ensemble answers {', '.join(gateway.plan.tasks)}"

@@ -5,6 +5,7 @@ time of an answer says nothing about them.
 """
 
 import hmac
+import logging
 import os
 import time
 from hashlib import sha256
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from ensemble.errors import ConfigError
 
+LOG = logging.getLogger("ray.serve")
 LOOK_SECONDS = 1.0  # between two looks at whether the file has changed
 SHORTEST = 16  # characters of a key
 
@@ -46,7 +48,9 @@ class Keys:
             return
         try:
             self._digests, self._state = _read(self._path), state
-        except ConfigError:  # looked at again the next time
+        except ConfigError as e:  # looked at again the next time
+            if self._digests:
+                LOG.warning("nobody is answered: %s", e)
             self._digests = []
 
 

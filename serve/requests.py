@@ -65,7 +65,15 @@ def checked(kind: type[Checked], data: Mapping[str, Any]) -> Checked:
         raise Refusal(400, f"{place}: {first['msg']}") from None
 
 
-def questions_of(data: Mapping[str, Any], limits: Limits) -> tuple[list[Question | Refusal], bool]:
+class BadRow(Refusal):
+    """A row of a list that is no question; id: its own, or else its number."""
+
+    def __init__(self, id: int | str, message: str) -> None:
+        super().__init__(400, message)
+        self.id = id
+
+
+def questions_of(data: Mapping[str, Any], limits: Limits) -> tuple[list[Question | BadRow], bool]:
     """The questions of a /v1/solve request, each one or why it is none; and whether it was a list of them.
 
     An id may be left out: then it is the question's number. So may the task: with choices it is multiple_choice, else
@@ -74,7 +82,7 @@ def questions_of(data: Mapping[str, Any], limits: Limits) -> tuple[list[Question
     rows, several = data.get("questions"), "questions" in data
     if not several:
         found = _question(data, 0, limits)
-        if isinstance(found, Refusal):
+        if isinstance(found, BadRow):
             raise found
         return [found], False
     if not isinstance(rows, list) or not rows:
@@ -84,8 +92,11 @@ def questions_of(data: Mapping[str, Any], limits: Limits) -> tuple[list[Question
     return [_question(row, i, limits) for i, row in enumerate(rows)], True
 
 
-def _question(row: object, index: int, limits: Limits) -> Question | Refusal:
+def _question(row: object, index: int, limits: Limits) -> Question | BadRow:
+    id: int | str = index
     if isinstance(row, dict):
+        if isinstance(row.get("id"), int | str):
+            id = row["id"]
         given = {key: value for key, value in row.items() if value is not None}
         tasks = given.keys() & {"task", "task_type"}
         if not tasks:
@@ -94,10 +105,10 @@ def _question(row: object, index: int, limits: Limits) -> Question | Refusal:
     try:
         question = parse_question(row, index, "request", index + 1)
     except InputError as e:
-        return Refusal(400, str(e))
+        return BadRow(id, str(e))
     size = len(question.text) + len(question.context or "") + sum(map(len, question.choices))
     if size > limits.characters:
-        return Refusal(400, f"the question has {size:,} characters, at most {limits.characters:,} are read: cut it")
+        return BadRow(id, f"the question has {size:,} characters, at most {limits.characters:,} are read: cut it")
     return question
 
 

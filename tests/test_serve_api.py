@@ -434,6 +434,14 @@ def test_counts_for_prometheus(plan):
     assert 'quorum_engine_running{model="smollm2_gptq"' in text
 
 
+def test_a_row_that_is_no_question_keeps_its_id(plan):
+    rows = [QUESTION, {"id": "bad", "choices": ["x", "y"]}, {"choices": ["x", "y"]}, "nothing"]
+    response = client_of(desk_of(plan, Scripted())).post("/v1/solve", json={"questions": rows})
+    assert response.status_code == 200
+    assert [row["id"] for row in response.json()["results"]] == ["q", "bad", 2, 3]
+    assert [row["error"] is None for row in response.json()["results"]] == [True, False, False, False]
+
+
 def test_metrics_of_several_gateways_stand_side_by_side():
     def counts(pid: str, seconds: float) -> list[Metric]:
         metrics = Metrics(Admission(Limits()))

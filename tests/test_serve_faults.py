@@ -1,7 +1,9 @@
 """A real Serve application with scripted engines: sessions, kills under load, leaving clients, draining."""
 
 import contextlib
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -10,10 +12,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import psutil
 import pytest
 
 from ensemble.config import ROOT
-from tests.serving import FAKE, processes, ready, server
+from tests.serving import FAKE, free_port, processes, ready, server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -90,6 +93,27 @@ def test_a_killed_gateway_comes_back_at_its_port(two_engines):
         ready(base, 60)
     assert httpx.post(f"{base}/v1/solve", json=question(7), timeout=30).json()["id"] == 7
     assert processes(process, "ServeReplica:quorum:gateway")[0].pid != gateway.pid
+
+
+@pytest.mark.parametrize("seconds", [0.0, 2.0])
+def test_who_stops_it_while_engines_load_gets_no_error(tmp_path, seconds):
+    log = tmp_path / "log"
+    fake = "models.smollm2_gptq.engine.fake={start_seconds: 60}"
+    with log.open("wb") as out:
+        loading = subprocess.Popen(
+            [sys.executable, "-m", "serve", "--port", str(free_port()), "--set", fake],
+            cwd=ROOT, env=os.environ | {"RAY_AUTH_MODE": "disabled"}, stdout=out, stderr=out,
+        )  # fmt: skip
+    until = time.monotonic() + 60
+    while "engines are loading" not in log.read_text():
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.1)
+    time.sleep(seconds)
+    family = psutil.Process(loading.pid).children(recursive=True)
+    loading.send_signal(signal.SIGINT)
+    assert loading.wait(60) == 0, log.read_text()
+    assert "error" not in log.read_text()
+    assert psutil.wait_procs(family, timeout=15)[1] == []
 
 
 def solved(base: str) -> dict[str, float]:
