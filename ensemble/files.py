@@ -47,8 +47,8 @@ FAULTS = {
     "EXPIRED_TOKEN": "the session has ended: log in again (AWS_SESSION_TOKEN)",
     "PermanentRedirect": "the bucket is in another region: set AWS_REGION",
     "NETWORK_CONNECTION": "no connection: check the network, AWS_ENDPOINT_URL and AWS_REGION",
-    "OAuth2 access token": "no Google credentials: set GOOGLE_APPLICATION_CREDENTIALS, or the role of the pod",
-    "PERMISSION_DENIED": "access denied: check GOOGLE_APPLICATION_CREDENTIALS, or the role of the pod's account",
+    "OAuth2 access token": "no Google credentials: set GOOGLE_APPLICATION_CREDENTIALS; a pod's account needs a role",
+    "PERMISSION_DENIED": "access denied: check GOOGLE_APPLICATION_CREDENTIALS, in a pod its account's role",
     "UNAUTHENTICATED": "access denied: check GOOGLE_APPLICATION_CREDENTIALS",
     "Bucket '": "the bucket does not exist: create it, or check its name",
 }
