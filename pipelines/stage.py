@@ -114,14 +114,15 @@ class Solver:
         if until is not None and started >= until:
             return
         voter = self._voters.setdefault(question.task, self._plan.voter(question.task))
+        limit = asyncio.timeout(None if until is None else until - started)
         try:
             if not (voter.first if self._job.first else voter.missing)(question, evidence):
                 return
             tally.computed += 1
-            async with asyncio.timeout(None if until is None else until - started):
+            async with limit:
                 await self._ask(question, evidence, voter, tally)
         except Exception as e:  # whatever it is, the other questions go on
-            if isinstance(e, TimeoutError) and until is not None and time.time() >= until:
+            if limit.expired():  # by the loop's clock, on which another one need not agree
                 return
             tally.errors[question.row_index] = type(e).__name__, _message(e)
             failed = True

@@ -208,19 +208,20 @@ def config(orders: str = "cyclic", **fake: Any) -> dict[str, Any]:
     }
 
 
-def simulate(work: Work, speeds: Sequence[float], moment: float = 0.5) -> Run:
-    """Answers everything, into a new store, with an engine of each speed; moment: seconds of the timeline's entries."""
+def simulate(work: Work, speeds: Sequence[float], moment: float = 0.5, until: float | None = None) -> Run:
+    """Answers everything, into a new store, with an engine of each speed; moment: seconds of the timeline's entries.
+    until: epoch seconds of a deadline; the clock that it is read on stands all but still."""
     with tempfile.TemporaryDirectory(dir=work.folder) as store:
-        return run(_simulate(work, open_store(store), speeds, moment))
+        return run(_simulate(work, open_store(store), speeds, moment, until))
 
 
-async def _simulate(work: Work, store: Path, speeds: Sequence[float], moment: float) -> Run:
+async def _simulate(work: Work, store: Path, speeds: Sequence[float], moment: float, until: float | None) -> Run:
     model, here = work.plan.config.models["smollm2"], str(Path.cwd())
     spec = EngineSpec("smollm2", model, "cuda", here, stall=float("inf"))
     engines = [Engine(spec, replica, speed) for replica, speed in enumerate(speeds)]
     handles = [LocalActor(engine, MESSAGE_SECONDS) for engine in engines]
     tokens = {"smollm2": tokens_in_flight(work.plan.config.ray, model.engine, "L4")}
-    job = Job(work.plan, str(store), {"smollm2": handles}, LocalActor(Board()), here, STAGES, tokens)
+    job = Job(work.plan, str(store), {"smollm2": handles}, LocalActor(Board()), here, STAGES, tokens, until=until)
     items = iter(everything(work.plan, work.blocks, work.tasks, STAGES))
     total, busy = Tally(), [[0.0] for _ in engines]
 

@@ -20,6 +20,7 @@ from ensemble.records import Score
 from ensemble.store import StoreWriter, open_store
 from pipelines.deadline import Deadline, by_promise, seconds
 from tests.conftest import identity
+from tests.simulation import prepare, simulate
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +83,14 @@ def test_the_most_doubtful_and_cheapest_questions_come_first(tmp_path, word_toke
     # doubt over prompts: pair .4/1, torn .6/2, half .4/2, sure .1/2
     assert (block, order) == (read.blocks[0], [3, 1, 2, 0])
     assert item.tasks == {"multiple_choice": 4}
+
+
+def test_a_question_that_runs_out_of_time_has_no_error_whatever_the_clock_says_then(tmp_path):
+    work = prepare(tmp_path, [{"id": i, "task": "generation", "text": f"Say {i}"} for i in range(5)])
+    # Each takes 20 to 41 s of the loop's time; the other clock has hardly moved when time is up.
+    run = simulate(work, [0.05], until=time.time() + 10)
+    assert (run.computed, run.errors) == (5, {})
+    assert 9 < run.seconds < 10.1
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +163,8 @@ def test_more_time_is_never_worse(tmp_path, word_tokenizer, cluster):
         submitted = [json.loads(line) for line in (tmp_path / f"d{limit}/submission.json").read_text().splitlines()]
         assert [row["id"] for row in submitted] == [row["id"] for row in rows]
         assert all(row["answer"] is not None for row in submitted)
+        errors = [json.loads(line)["type"] for line in (tmp_path / f"d{limit}/errors.jsonl").read_text().splitlines()]
+        assert set(errors) <= {"DeadlineError"}, (tmp_path / f"d{limit}/errors.jsonl").read_text()
         assert facts["answered_in_full"] + facts["answered_in_part"] + facts["not_reached"] == len(rows)
         assert run.returncode == (1 if facts["not_reached"] else 0), output
         grades = json.loads((tmp_path / f"d{limit}/grades.json").read_text())
