@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -107,8 +108,17 @@ def run(arguments: dict[str, Any], address: str, host: str, port: int) -> int:
     local = {"include_dashboard": False, "object_store_memory": 2**29} if address == "local" else {}
     ray.init(address=address, logging_level="ERROR", log_to_driver=False, namespace="serve", **local)
     stop = threading.Event()
+
+    def ask_to_stop(number: int, _: object) -> None:
+        if stop.is_set() and address == "local":
+            for process in psutil.Process().children(recursive=True):  # its Ray
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            os._exit(128 + number)
+        stop.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, ask_to_stop)
     started = time.monotonic()
     serve.start(http_options={"host": host, "port": port})
     print("engines are loading ...", flush=True)
@@ -130,7 +140,8 @@ def run(arguments: dict[str, Any], address: str, host: str, port: int) -> int:
     deploying.start()
     stop.wait()
     if not failed:
-        print("stopping: what is under way is answered first", flush=True)
+        again = "; Ctrl-C again: at once" if address == "local" else ""
+        print(f"stopping: what is under way is answered first{again}", flush=True)
         with contextlib.suppress(RayServeException, RayError, TimeoutError):  # then the rest is not waited for
             serve.get_app_handle(NAME).broadcast("drain").results(timeout_s=DRAIN_SECONDS)
             time.sleep(FLUSH_SECONDS)

@@ -56,7 +56,8 @@ def _refusal(error: Exception) -> Refusal:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, HTTPException):
-        return Refusal(error.status_code, str(error.detail))
+        allowed = (error.headers or {}).get("Allow")
+        return Refusal(error.status_code, f"{error.detail}: use {allowed}" if allowed else str(error.detail))
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         return Refusal(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
@@ -137,8 +138,9 @@ def _routes(desk: Callable[[], Desk]) -> APIRouter:
         """One question, or several; answers with scores, votes, orders used, members and grade."""
         caller, body = await _read(desk(), request)
         data = parse(body)
+        desk().whole(data.get("model"))
         asked, several = questions_of(data, desk().limits)
-        streamed = bool(data.get("stream")) or NDJSON in request.headers.get("accept", "")
+        streamed = data.get("stream", False) or NDJSON in request.headers.get("accept", "")
         work = desk().flow(caller, len(asked), _solved(desk().gateway, asked))
         if streamed:
             first = await anext(work)  # what is refused as a whole is refused before the response begins
@@ -371,7 +373,12 @@ SOLVE = {
             "properties": {
                 "questions": {"type": "array", "items": QUESTION, "minItems": 1},
                 "stream": {"type": "boolean", "description": "NDJSON, a result a line as they finish."},
+                "model": {
+                    "type": "string",
+                    "description": "The ensemble's name, if any: no member answers alone here.",
+                },
             },
+            "additionalProperties": False,
         },
     ]
 }

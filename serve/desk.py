@@ -79,6 +79,13 @@ class Desk:
         name = self.named(model)
         return self.gateway.writer() if name == self.gateway.name else name
 
+    def whole(self, model: object) -> None:
+        """Raises Refusal where a request that the whole ensemble answers names something else."""
+        if model is not None and self.named(model) != self.gateway.name:
+            raise Refusal(
+                400, f"/v1/solve asks all of {self.gateway.name}: leave model out, or ask {model} at /v1/completions"
+            )
+
     async def within(self, caller: str, size: int, work: Awaitable[Result]) -> Result:
         """The result of work on so many questions or prompts. Raises Refusal where there is no room or no time; who
         stops waiting cancels it."""

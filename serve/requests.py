@@ -10,10 +10,15 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from ensemble.errors import InputError
+from ensemble.names import meant, unknown
 from ensemble.questions import parse_question
 from ensemble.records import Question
 from serve.refusals import Refusal
 from serve.settings import Limits
+
+QUESTION = {"id", "task", "text", "context", "choices", "answer", "group"}
+LIST = {"questions", "stream", "model"}
+SURE = 0.85  # of two names' letters that are the same: a field of the caller's own may be a little like one of ours
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
@@ -79,17 +84,33 @@ def questions_of(data: Mapping[str, Any], limits: Limits) -> tuple[list[Question
     An id may be left out: then it is the question's number. So may the task: with choices it is multiple_choice, else
     generation. Raises Refusal where the request as a whole is wrong, or its only question.
     """
-    rows, several = data.get("questions"), "questions" in data
+    several = "questions" in data
+    if not isinstance(data.get("stream", False), bool):
+        raise Refusal(400, "stream must be true or false")
     if not several:
         found = _question(data, 0, limits)
         if isinstance(found, BadRow):
             raise found
         return [found], False
+    for field in data.keys() - LIST:
+        raise Refusal(400, unknown("field", field[:40], LIST))
+    rows = data["questions"]
     if not isinstance(rows, list) or not rows:
         raise Refusal(400, "questions must be a list with at least one question")
     if (most := limits.questions) < len(rows):
         raise Refusal(400, f"{len(rows)} questions in one request, at most {most} are answered: send them in several")
-    return [_question(row, i, limits) for i, row in enumerate(rows)], True
+    return _distinct([_question(row, i, limits) for i, row in enumerate(rows)]), True
+
+
+def _distinct(rows: list[Question | BadRow]) -> list[Question | BadRow]:
+    """An id that is there again names no row: who reads a stream could not tell the results apart."""
+    first: dict[int | str, int] = {}
+    return [
+        BadRow(row.id, f"id {row.id!r} is there already in questions[{place}]; give every question its own")
+        if isinstance(row, Question) and (place := first.setdefault(row.id, i)) != i
+        else row
+        for i, row in enumerate(rows)
+    ]
 
 
 def _question(row: object, index: int, limits: Limits) -> Question | BadRow:
@@ -103,6 +124,7 @@ def _question(row: object, index: int, limits: Limits) -> Question | BadRow:
             given["task"] = "multiple_choice" if "choices" in given else "generation"
         row = {"id": index} | given
     try:
+        _spelt(row)
         question = parse_question(row, index, "request", index + 1)
     except InputError as e:
         return BadRow(id, str(e))
@@ -110,6 +132,16 @@ def _question(row: object, index: int, limits: Limits) -> Question | BadRow:
     if size > limits.characters:
         return BadRow(id, f"the question has {size:,} characters, at most {limits.characters:,} are read: cut it")
     return question
+
+
+def _spelt(row: object) -> None:
+    """Raises InputError for a field that is not ours but almost: fields of others are ignored, and this one would be
+    missed in silence."""
+    if not isinstance(row, dict):
+        return
+    for field in row.keys() - QUESTION:
+        if name := meant(field, QUESTION - row.keys(), SURE):
+            raise InputError(f"unknown field {field[:40]!r}; did you mean {name!r}?")
 
 
 def _no_constant(name: str) -> NoReturn:

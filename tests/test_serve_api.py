@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from fastapi.testclient import TestClient
 from prometheus_client import Metric
 
 from ensemble.engine import Engine
+from ensemble.errors import ConfigError
 from ensemble.fake import FakeEngine
 from ensemble.load import load_config
 from ensemble.vitals import Recorder, Vitals
@@ -24,7 +26,7 @@ from serve.gateway import Gateway, served_plan
 from serve.keys import Keys
 from serve.metrics import Metrics, exposition
 from serve.refusals import Busy
-from serve.settings import Limits
+from serve.settings import Limits, read_settings
 
 FAKES = [f"models.{model}.engine.fake={{}}" for model in ("smollm2", "smollm2_gptq")]
 QUESTION = {"id": "q", "text": "What melts first?", "choices": ["ice", "iron"], "answer": 0}
@@ -135,6 +137,11 @@ def test_streamed_results_are_lines_as_they_finish(plan):
         (b'{"text": "x", "choices": ' + json.dumps([str(i) for i in range(10_000)]).encode() + b"}", 400, "2 to 26"),
         (b'{"text": " "}', 400, "text is blank"),
         (b'{"text": "x", "task": "multiple"}', 400, "did you mean 'multiple_choice'"),
+        (b'{"text": "x", "chioces": ["a", "b"]}', 400, "did you mean 'choices'"),
+        (b'{"text": "x", "stream": "yes"}', 400, "stream must be true or false"),
+        (b'{"text": "x", "model": "gpt"}', 404, "no model 'gpt'"),
+        (b'{"text": "x", "model": "smollm2_gptq"}', 400, "or ask smollm2_gptq at /v1/completions"),
+        (b'{"questions": [{"text": "x"}], "steam": true}', 400, "did you mean 'stream'"),
         (b'{"questions": []}', 400, "at least one question"),
         (b'{"questions": ' + b"[" + b'{"text": "x"},' * 300 + b"1]}", 400, "at most 256"),
         (b'{"text": "' + b"x" * 3_000_000 + b'"}', 413, "larger than 2,000,000 bytes"),
@@ -333,6 +340,7 @@ def test_the_ensemble_votes_on_a_choice_prompt_and_hands_on_any_other(plan):
         ("/decode", {"tokens": [49152]}, 400, "not in the vocabulary of 49152"),
         ("/decode", {"tokens": [-1]}, 400, "tokens.0"),
         ("/v1/nothing", {}, 404, "Not Found"),
+        ("/v1/models", {}, 405, "Method Not Allowed: use GET"),
     ],
 )
 def test_what_cannot_be_asked_is_told(plan, path, body, status, told):
@@ -440,6 +448,33 @@ def test_a_row_that_is_no_question_keeps_its_id(plan):
     assert response.status_code == 200
     assert [row["id"] for row in response.json()["results"]] == ["q", "bad", 2, 3]
     assert [row["error"] is None for row in response.json()["results"]] == [True, False, False, False]
+
+
+def test_an_id_that_is_there_twice_is_answered_once(plan):
+    rows = [QUESTION, QUESTION, QUESTION | {"id": "other", "idx": 3}, {"text": "x", "chioces": ["x", "y"]}]
+    response = client_of(desk_of(plan, Scripted())).post(
+        "/v1/solve", json={"questions": rows, "model": "ensemble:demo"}
+    )
+    first, second, other, misspelt = response.json()["results"]
+    assert (first["error"], other["error"]) == (None, None)
+    assert second["error"]["message"] == "id 'q' is there already in questions[0]; give every question its own"
+    assert "did you mean 'choices'" in misspelt["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"gatways": 2}, "gatways: unknown key 'gatways'; did you mean 'gateways'"),
+        ({"limits": {"in_fligth": 2}}, "limits.in_fligth: unknown key 'in_fligth'; did you mean 'in_flight'"),
+        ({"limits": {"in_flight": 0}}, "limits.in_flight: Input should be greater than or equal to 1 (given: 0)"),
+        ({"replicas": {"m": {"mx": 2}}}, "replicas.m.mx: unknown key 'mx'; did you mean 'max'"),
+        ({"replicas": {"m": {"min": 3}}}, "replicas.m: min is larger than max"),
+        (3, "settings: Input should be a valid dictionary"),
+    ],
+)
+def test_wrong_settings_are_told_with_the_key(settings, told):
+    with pytest.raises(ConfigError, match="^" + re.escape(f"serve: {told}")):
+        read_settings(settings)
 
 
 def test_metrics_of_several_gateways_stand_side_by_side():

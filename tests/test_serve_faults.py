@@ -184,6 +184,20 @@ def test_what_is_under_way_is_answered_before_the_server_stops(tmp_path):
         assert process.wait(90) == 0
 
 
+def test_who_asks_twice_to_stop_does_not_wait(tmp_path):
+    slow = "models.smollm2_gptq.engine.fake={seconds: 60}"
+    with server(tmp_path / "log", "--set", slow) as (base, process), ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.post, f"{base}/v1/solve", json=TEXT, timeout=30)
+        time.sleep(1)
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 128 + signal.SIGINT
+        assert isinstance(asked.exception(30), httpx.HTTPError)
+        assert psutil.wait_procs(family, timeout=15)[1] == []
+
+
 def test_a_server_can_be_started_where_one_has_just_stopped(tmp_path):
     with httpx.Client() as client:
         with server(tmp_path / "one", "--set", FAKE) as (base, _):
