@@ -20,6 +20,7 @@ from ensemble.errors import QuorumError, by_name
 from ensemble.records import Question
 from serve import challenge, completions
 from serve.bridge import Head
+from serve.description import COMPLETION, REFUSALS, SOLVE, request_body
 from serve.desk import Desk
 from serve.gateway import Gateway
 from serve.metrics import exposition
@@ -133,7 +134,7 @@ def _routes(desk: Callable[[], Desk]) -> APIRouter:
         ]
         return {"object": "list", "data": data}
 
-    @routes.post("/v1/solve", openapi_extra=_body(SOLVE), responses=REFUSALS)
+    @routes.post("/v1/solve", openapi_extra=request_body(SOLVE), responses=REFUSALS)
     async def solve(request: Request) -> Response:
         """One question, or several; answers with scores, votes, orders used, members and grade."""
         caller, body = await _read(desk(), request)
@@ -155,18 +156,24 @@ def _routes(desk: Callable[[], Desk]) -> APIRouter:
         path = completions.CHAT if "chat" in request.url.path else "/v1/completions"
         return await _completion(desk(), caller, path, body, parse(body))
 
-    for path, schema in (("/v1/completions", COMPLETION), (completions.CHAT, CHAT)):
-        routes.post(path, openapi_extra=_body(schema), responses=REFUSALS, name=path)(completion)
+    for path in ("/v1/completions", completions.CHAT):
+        routes.post(path, openapi_extra=request_body(COMPLETION), responses=REFUSALS, name=path)(completion)
 
-    @routes.post("/process", responses=REFUSALS, openapi_extra=_schema(challenge.Process))
-    @routes.post("/models/{model}/process", responses=REFUSALS, openapi_extra=_schema(challenge.Process))
+    @routes.post("/process", responses=REFUSALS, openapi_extra=request_body(challenge.Process.model_json_schema()))
+    @routes.post(
+        "/models/{model}/process", responses=REFUSALS, openapi_extra=request_body(challenge.Process.model_json_schema())
+    )
     async def process(request: Request, model: str = "") -> challenge.Processed:
         """The LLM Efficiency Challenge's."""
         caller, body = await _read(desk(), request)
         return await _process(desk(), caller, checked(challenge.Process, parse(body)), desk().named(model))
 
-    @routes.post("/tokenize", responses=REFUSALS, openapi_extra=_schema(challenge.Tokenize))
-    @routes.post("/models/{model}/tokenize", responses=REFUSALS, openapi_extra=_schema(challenge.Tokenize))
+    @routes.post("/tokenize", responses=REFUSALS, openapi_extra=request_body(challenge.Tokenize.model_json_schema()))
+    @routes.post(
+        "/models/{model}/tokenize",
+        responses=REFUSALS,
+        openapi_extra=request_body(challenge.Tokenize.model_json_schema()),
+    )
     async def tokenize(request: Request, model: str = "") -> Response:
         """With `text` the challenge's, with `prompt` or `messages` vLLM's."""
         caller, body = await _read(desk(), request)
@@ -180,7 +187,7 @@ def _routes(desk: Callable[[], Desk]) -> APIRouter:
         shown = ids[: asked.max_length] if asked.truncation else ids
         return JSONResponse(challenge.Tokenized(tokens=shown, request_time=time.perf_counter() - started).model_dump())
 
-    @routes.post("/detokenize", responses=REFUSALS, openapi_extra=_body(COMPLETION))
+    @routes.post("/detokenize", responses=REFUSALS, openapi_extra=request_body(COMPLETION))
     async def detokenize(request: Request) -> Response:
         """vLLM's."""
         caller, body = await _read(desk(), request)
@@ -194,8 +201,10 @@ def _routes(desk: Callable[[], Desk]) -> APIRouter:
         caller = desk().enter(request)
         return await _passed(desk(), caller, desk().member(model), "GET", "/tokenizer_info", b"", 1)
 
-    @routes.post("/decode", responses=REFUSALS, openapi_extra=_schema(challenge.Decode))
-    @routes.post("/models/{model}/decode", responses=REFUSALS, openapi_extra=_schema(challenge.Decode))
+    @routes.post("/decode", responses=REFUSALS, openapi_extra=request_body(challenge.Decode.model_json_schema()))
+    @routes.post(
+        "/models/{model}/decode", responses=REFUSALS, openapi_extra=request_body(challenge.Decode.model_json_schema())
+    )
     async def decode(request: Request, model: str = "") -> challenge.Decoded:
         """The challenge's."""
         caller, body = await _read(desk(), request)
@@ -341,57 +350,3 @@ async def _vote(desk: Desk, caller: str, found: Recognised) -> dict[str, Any]:
             raise Refusal(400, f"{error['type']}: {error['message']}")
         raise Busy(503, f"{error['type']}: {error['message']}")
     return row
-
-
-def _body(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-def _schema(kind: Any) -> dict[str, Any]:
-    return _body(kind.model_json_schema())
-
-
-QUESTION = {
-    "type": "object",
-    "required": ["text"],
-    "properties": {
-        "id": {"anyOf": [{"type": "string", "minLength": 1}, {"type": "integer"}]},
-        "task": {"enum": ["multiple_choice", "summarization", "generation", "math"]},
-        "text": {"type": "string", "minLength": 1},
-        "context": {"type": "string"},
-        "choices": {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 2, "maxItems": 26},
-        "answer": {"description": "Gold: an index, a letter, a choice_id; or a text or several."},
-        "group": {"type": "string"},
-    },
-}
-SOLVE = {
-    "anyOf": [
-        QUESTION,
-        {
-            "type": "object",
-            "required": ["questions"],
-            "properties": {
-                "questions": {"type": "array", "items": QUESTION, "minItems": 1},
-                "stream": {"type": "boolean", "description": "NDJSON, a result a line as they finish."},
-                "model": {
-                    "type": "string",
-                    "description": "The ensemble's name, if any: no member answers alone here.",
-                },
-            },
-            "additionalProperties": False,
-        },
-    ]
-}
-COMPLETION = {"type": "object", "description": "As OpenAI's; see vLLM's documentation for its further fields."}
-CHAT = COMPLETION
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "the message says what to change"},
-    401: {"description": "no such API key"},
-    403: {"description": "no keys are set, and the request comes from another machine"},
-    404: {"description": "no such model"},
-    408: {"description": "the body did not arrive"},
-    413: {"description": "the body is too large"},
-    429: {"description": "too many requests of this caller: see Retry-After"},
-    503: {"description": "overloaded, or an engine is starting: see Retry-After"},
-    504: {"description": "the answer took too long"},
-}
