@@ -1,6 +1,6 @@
 """Scores 20 demo questions by vLLM and by transformers, same weights, and prints both as JSON (run by test_engine).
 
-python tests/agreement.py float32
+python tests/agreement.py
 """
 
 import asyncio
@@ -81,21 +81,22 @@ def by_transformers(folder: Path, dtype: str, asked: dict[str, list[ScoreRequest
     return {kind: [totals(r) for r in rs] for kind, rs in asked.items()}
 
 
-def main(dtype: str, device: str = "cpu") -> None:
+def main(device: str = "cpu") -> None:
     letters = json.dumps(read_yaml(ROOT / "configs/templates/letters.yaml"))
-    config = load_config(ROOT / "configs/demo.yaml", [f"models.smollm2.dtype={dtype}", f"templates.letters={letters}"])
-    model = config.models["smollm2"]
-    folder = models.prepare("smollm2", model, lambda line: print(line, file=sys.stderr))
+    config = load_config(ROOT / "configs/demo.yaml", ["models.smollm2.dtype=float32", f"templates.letters={letters}"])
+    folder = models.prepare("smollm2", config.models["smollm2"], lambda line: print(line, file=sys.stderr))
     asked = requests(config, load_tokenizer(folder, False))
-    engine = VLLMEngine(model, folder, device)
-    try:
-        result = asyncio.run(by_vllm(engine, asked))
-    finally:
-        engine.close()
-    tokens = {kind: [[len(c) for c in r.continuations] for r in rs] for kind, rs in asked.items()}
-    theirs = by_transformers(folder, dtype, asked)
-    exact = theirs if dtype == "float32" else by_transformers(folder, "float32", asked)
-    print(json.dumps({**result, "transformers": theirs, "exact": exact, "tokens": tokens}))
+    found: dict[str, object] = {
+        "tokens": {kind: [[len(c) for c in r.continuations] for r in rs] for kind, rs in asked.items()}
+    }
+    for dtype in ("float32", "bfloat16"):
+        engine = VLLMEngine(config.models["smollm2"].model_copy(update={"dtype": dtype}), folder, device)
+        try:
+            ours = asyncio.run(by_vllm(engine, asked))
+        finally:
+            engine.close()
+        found[dtype] = ours | {"transformers": by_transformers(folder, dtype, asked)}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
