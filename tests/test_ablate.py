@@ -63,8 +63,8 @@ def row(i: int) -> dict:
 
 
 class Sandbox:
-    def __init__(self, folder: Path, model: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, model: Path, cluster: str) -> None:
+        self.folder, self.cluster = folder, cluster
         (folder / "home").mkdir()
         self.write(CONFIG.replace("MODEL", str(model)))
         self.rows([row(i) for i in range(60)])
@@ -80,8 +80,8 @@ class Sandbox:
         (self.folder / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
 
     def run(self, *arguments: object, pipeline: str = "ablate", config: str = "ablate.yaml"):
-        fixed = {"HOME": str(self.folder / "home"), "RAY_AUTH_MODE": "disabled"}
-        env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")} | fixed
+        fixed = {"HOME": str(self.folder / "home"), "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": self.cluster}
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | fixed
         command = [sys.executable, str(ROOT / f"pipelines/{pipeline}.py"), "--config", config, *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, env=env, cwd=self.folder, timeout=200)
 
@@ -90,16 +90,16 @@ class Sandbox:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, word_tokenizer: Path) -> Sandbox:
-    box = Sandbox(tmp_path_factory.mktemp("ablate"), word_tokenizer)
+def done(tmp_path_factory: pytest.TempPathFactory, word_tokenizer: Path, cluster: str) -> Sandbox:
+    box = Sandbox(tmp_path_factory.mktemp("ablate"), word_tokenizer, cluster)
     run = box.run()
     assert run.returncode == 0, run.stderr
     return box
 
 
 @pytest.fixture
-def fresh(tmp_path: Path, word_tokenizer: Path) -> Sandbox:
-    return Sandbox(tmp_path, word_tokenizer)
+def fresh(tmp_path: Path, word_tokenizer: Path, cluster: str) -> Sandbox:
+    return Sandbox(tmp_path, word_tokenizer, cluster)
 
 
 def test_every_variant_is_compared_on_the_same_questions(done: Sandbox):

@@ -2,8 +2,6 @@
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -93,39 +91,12 @@ def test_a_question_that_runs_out_of_time_has_no_error_whatever_the_clock_says_t
     assert 9 < run.seconds < 10.1
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """A Ray head of its own for all runs at once; 8 logical CPUs whatever the machine has."""
-    home = tmp_path_factory.mktemp("ray")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")}
-    env |= {"HOME": str(home), "QUORUM_HOME": str(home / "q"), "RAY_AUTH_MODE": "disabled"}
-    ray = str(Path(sys.executable).with_name("ray"))
-    # The head stays a child of this process, so that no other Ray of the machine is stopped with it.
-    command = [ray, "start", "--head", f"--port={port}", "--num-cpus=8", "--include-dashboard=false", "--block"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-    head = subprocess.Popen(command, env=env, **quiet)
-    try:
-        patience = time.monotonic() + 60
-        while time.monotonic() < patience and not _listens(port):
-            time.sleep(0.2)
-        yield env | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
-    finally:
-        os.killpg(head.pid, signal.SIGKILL)
-        head.wait(30)
-
-
-def _listens(port):
-    with socket.socket() as s:
-        return s.connect_ex(("127.0.0.1", port)) == 0
-
-
-def start(env, folder, config, name, *more):
+def start(address, folder, config, name, *more):
     command = [sys.executable, str(Path(__file__).parents[1] / "pipelines/solve.py"), "--config", str(config)]
     command += ["--input", str(folder / "in.jsonl"), "--output", str(folder / name), *more]
     command += ["--set", f"store.path={folder / f'store-{name}'}"]
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    env |= {"QUORUM_HOME": str(folder / "q"), "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": address}
     with open(folder / f"{name}.log", "w") as log:
         return subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
 

@@ -165,45 +165,38 @@ def test_a_body_that_does_not_come_is_given_up(two_engines):
         assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_client_who_leaves_frees_its_place(tmp_path):
-    with server(tmp_path / "log", "--set", SLOW) as (base, _):
+def test_from_the_first_client_to_the_next_server_at_the_port(tmp_path):
+    with (
+        ThreadPoolExecutor(1) as pool,
+        httpx.Client() as idle,
+        server(tmp_path / "one", "--set", SLOW) as (base, process),
+    ):
+        idle.get(f"{base}/healthz")  # its end of the port stays in use for a minute
+        # A client who leaves frees its place.
         for body in (TEXT, {"questions": [TEXT, TEXT]}, {"questions": [TEXT], "stream": True}):
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{base}/v1/solve", json=body, timeout=0.3)
         time.sleep(0.5)
         assert re.search(r'quorum_in_flight{pid="\d+"} 0\.0\n', httpx.get(f"{base}/metrics").text)
-
-
-def test_what_is_under_way_is_answered_before_the_server_stops(tmp_path):
-    with server(tmp_path / "log", "--set", SLOW) as (base, process), ThreadPoolExecutor(1) as pool:
-        httpx.post(f"{base}/v1/solve", json=TEXT, timeout=30)
+        # What is under way is answered before the server stops.
         asked = pool.submit(httpx.post, f"{base}/v1/solve", json=TEXT, timeout=30)
         time.sleep(0.4)
         process.terminate()
         assert asked.result(30).json()["prediction"] == "7"
         assert process.wait(90) == 0
 
-
-def test_who_asks_twice_to_stop_does_not_wait(tmp_path):
-    slow = "models.smollm2_gptq.engine.fake={seconds: 60}"
-    with server(tmp_path / "log", "--set", slow) as (base, process), ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(httpx.post, f"{base}/v1/solve", json=TEXT, timeout=30)
-        time.sleep(1)
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(5) == 128 + signal.SIGINT
-        assert isinstance(asked.exception(30), httpx.HTTPError)
-        assert psutil.wait_procs(family, timeout=15)[1] == []
-
-
-def test_a_server_can_be_started_where_one_has_just_stopped(tmp_path):
-    with httpx.Client() as client:
-        with server(tmp_path / "one", "--set", FAKE) as (base, _):
-            client.get(f"{base}/healthz")
-        with server(tmp_path / "two", "--set", FAKE, "--port", base.rsplit(":", 1)[1]):
-            assert httpx.get(f"{base}/readyz").status_code == 200
+        # Who asks twice does not wait for it.
+        endless = ("--set", "models.smollm2_gptq.engine.fake={seconds: 60}", "--port", base.rsplit(":", 1)[1])
+        with server(tmp_path / "two", *endless) as (base, process):
+            asked = pool.submit(httpx.post, f"{base}/v1/solve", json=TEXT, timeout=30)
+            time.sleep(1)
+            family = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(5) == 128 + signal.SIGINT
+            assert isinstance(asked.exception(30), httpx.HTTPError)
+            assert psutil.wait_procs(family, timeout=15)[1] == []
 
 
 def test_a_port_in_use_is_told(tmp_path, two_engines):

@@ -41,8 +41,9 @@ def good(i: int) -> dict:
 
 
 class Sandbox:
-    def __init__(self, folder: Path, model: Path) -> None:
-        self.folder, self.model = folder, model
+    def __init__(self, folder: Path, model: Path, cluster: str | None = None) -> None:
+        """cluster: its address; None: each run has a Ray of its own."""
+        self.folder, self.model, self.cluster = folder, model, cluster
         self.home = folder / "home"
         self.home.mkdir()
 
@@ -59,6 +60,7 @@ class Sandbox:
 
     def env(self) -> dict[str, str]:
         fixed = {"HOME": str(self.home), "QUORUM_HOME": str(self.folder / "q"), "RAY_AUTH_MODE": "disabled"}
+        fixed |= {"RAY_ADDRESS": self.cluster} if self.cluster else {}
         dropped = ("RAY_ADDRESS", "PYTHONPATH")
         return {k: v for k, v in os.environ.items() if k not in dropped} | fixed
 
@@ -74,6 +76,12 @@ class Sandbox:
 @pytest.fixture
 def sandbox(tmp_path: Path, word_tokenizer: Path) -> Sandbox:
     return Sandbox(tmp_path, word_tokenizer)
+
+
+@pytest.fixture
+def joined(tmp_path: Path, word_tokenizer: Path, cluster: str) -> Sandbox:
+    """Its runs join a Ray that is there."""
+    return Sandbox(tmp_path, word_tokenizer, cluster)
 
 
 BAD = [
@@ -158,30 +166,30 @@ def test_fifteen_bad_rows_of_forty_and_then_a_replay(sandbox: Sandbox):
     assert sandbox.read("predictions.jsonl")[0]["grade"]["accuracy"] != predictions[0]["grade"]["accuracy"]
 
 
-def test_a_question_that_fails_is_reported_and_the_rest_is_answered(sandbox: Sandbox):
+def test_a_question_that_fails_is_reported_and_the_rest_is_answered(joined: Sandbox):
     # The tokenizer has one token per byte; the scripted engine fails on the token of "Z".
     from transformers import AutoTokenizer
 
-    poison = AutoTokenizer.from_pretrained(sandbox.model)("Z")["input_ids"][0]
+    poison = AutoTokenizer.from_pretrained(joined.model)("Z")["input_ids"][0]
     rows = [
         good(0),
         {"id": "bad", "task": "math", "text": "Z?"},
         {"id": "long", "task": "generation", "text": "x" * 500},
     ]
     rows += [{"id": "fits", "task": "generation", "text": "Who?"}]
-    config = sandbox.config(fake=f"{{poison: {poison}}}")
-    done = sandbox.solve(
-        "--config", config, "--input", sandbox.rows(rows), "--output", "out", "--set", "submission.format=matsuo"
+    config = joined.config(fake=f"{{poison: {poison}}}")
+    done = joined.solve(
+        "--config", config, "--input", joined.rows(rows), "--output", "out", "--set", "submission.format=matsuo"
     )
     assert done.returncode == 1, done.stderr
-    by_id = {p["id"]: p for p in sandbox.read("predictions.jsonl")}
+    by_id = {p["id"]: p for p in joined.read("predictions.jsonl")}
     assert list(by_id) == [0, "bad", "long", "fits"]
     assert by_id["bad"]["error"]["type"] == "EngineError"
     assert by_id["long"]["error"]["type"] == "TooLongError"
     assert "set cut: tail, head or middle" in by_id["long"]["error"]["message"]
     assert by_id[0]["error"] is None
-    assert [(e["id"], e["line"]) for e in sandbox.read("errors.jsonl")] == [("bad", 2), ("long", 3)]
-    submission = json.loads((sandbox.folder / "out/submission.json").read_text())
+    assert [(e["id"], e["line"]) for e in joined.read("errors.jsonl")] == [("bad", 2), ("long", 3)]
+    submission = json.loads((joined.folder / "out/submission.json").read_text())
     assert [s["id"] for s in submission] == [0, "bad", "long", "fits"]
     assert submission[1]["answer"] == ""
 
@@ -246,25 +254,25 @@ def test_help_teaches(sandbox: Sandbox):
     assert "exit status: 0 all answered" in done.stdout
 
 
-def test_one_tasks_score_is_read_off_an_overlay(sandbox: Sandbox):
+def test_one_tasks_score_is_read_off_an_overlay(joined: Sandbox):
     """Matsuo's habit: only one task is answered, the rest comes from a baseline's submission, scores are relative."""
     rows = [good(i) for i in range(10)]  # two of them math, of which the scripted engine knows one
     baseline = [{"id": row["id"], "answer": 0 if row["task"] == "multiple_choice" else "8"} for row in rows]
-    overlay = sandbox.rows(list(reversed(baseline)), "baseline.jsonl")
-    arguments = ("--config", sandbox.config(), "--input", sandbox.rows(rows), "--output", "out", "--task", "math")
-    done = sandbox.solve(*arguments, "--overlay", overlay, "--baseline", overlay, "--bell")
+    overlay = joined.rows(list(reversed(baseline)), "baseline.jsonl")
+    arguments = ("--config", joined.config(), "--input", joined.rows(rows), "--output", "out", "--task", "math")
+    done = joined.solve(*arguments, "--overlay", overlay, "--baseline", overlay, "--bell")
     assert done.returncode == 0, done.stderr
-    submitted = sandbox.read("submission.json")
+    submitted = joined.read("submission.json")
     assert [row["id"] for row in submitted] == [row["id"] for row in reversed(baseline)]
     ours = {row["id"]: row["answer"] for row in submitted}
     assert ours == {row["id"]: row["answer"] for row in baseline} | {"m4": "7", "m9": "7"}
     # Gold is 8 for m4 and 7 for m9: one right of two, as the baseline has.
-    relative = json.loads((sandbox.folder / "out/manifest.json").read_text())["relative"]
+    relative = json.loads((joined.folder / "out/manifest.json").read_text())["relative"]
     assert relative["total"] == 1.0
     assert "relative to the baseline 1.00000 = numeric_match 0.50000/0.50000" in done.stdout
     assert done.stderr.endswith("\a")
-    other = sandbox.rows([{"id": "x", "answer": 1}], "other.jsonl")
-    refused = sandbox.solve(*arguments, "--overlay", other)
+    other = joined.rows([{"id": "x", "answer": 1}], "other.jsonl")
+    refused = joined.solve(*arguments, "--overlay", other)
     assert refused.returncode == 2
     assert "has no answer to any of the questions" in refused.stderr
 
@@ -298,76 +306,76 @@ store: {path: STORE}
 """
 
 
-def test_adaptive_votes_are_certified_cheaper_and_replayed(sandbox: Sandbox):
+def test_adaptive_votes_are_certified_cheaper_and_replayed(joined: Sandbox):
     # 59 tested questions without a disagreement certify 5% at 95%, after 100 that fit
-    path = sandbox.folder / "adaptive.yaml"
-    path.write_text(ADAPTIVE.replace("MODEL", str(sandbox.model)).replace("STORE", str(sandbox.folder / "store")))
+    path = joined.folder / "adaptive.yaml"
+    path.write_text(ADAPTIVE.replace("MODEL", str(joined.model)).replace("STORE", str(joined.folder / "store")))
     rows = [
         {"id": i, "task": "multiple_choice", "text": f"Which {i}?", "choices": [f"o{j} {i}" for j in range(2 + i % 3)],
          "answer": 0}
         for i in range(260)
     ]  # fmt: skip
-    arguments = ["--config", path, "--input", sandbox.rows(rows), "--output", "out"]
-    first = sandbox.solve(*arguments)
+    arguments = ["--config", path, "--input", joined.rows(rows), "--output", "out"]
+    first = joined.solve(*arguments)
     assert first.returncode == 0, first.stderr
     assert "calibrating the votes on a sample" in first.stderr
-    manifest = json.loads((sandbox.folder / "out/manifest.json").read_text())
+    manifest = json.loads((joined.folder / "out/manifest.json").read_text())
     votes = manifest["votes"]["multiple_choice"]
     assert votes["certificate"]["guarantee"]
     assert (votes["certificate"]["fit"], votes["certificate"]["test"]) == (100, 59)
     assert votes["reference_orders"] == sum([2, 6, 24][i % 3] for i in range(260))
-    predictions = sandbox.read("predictions.jsonl")
+    predictions = joined.read("predictions.jsonl")
     assert votes["orders"] == sum(p["orders_used"] for p in predictions) < votes["reference_orders"]
     assert all(0 <= p["doubt"] < 1 for p in predictions)
     promised = "at most 5.00% of different questions decided other than by all orders, with 95% confidence"
     assert promised in " ".join(first.stdout.split())
 
-    before = [(sandbox.folder / "out" / name).read_bytes() for name in ("predictions.jsonl", "grades.json")]
-    again = sandbox.solve(*arguments)
+    before = [(joined.folder / "out" / name).read_bytes() for name in ("predictions.jsonl", "grades.json")]
+    again = joined.solve(*arguments)
     assert "260 answered from the store, 0 to compute" in again.stderr
-    assert [(sandbox.folder / "out" / name).read_bytes() for name in ("predictions.jsonl", "grades.json")] == before
+    assert [(joined.folder / "out" / name).read_bytes() for name in ("predictions.jsonl", "grades.json")] == before
 
-    full = sandbox.solve(*arguments, "--set", "tasks.multiple_choice.members.0.scoring.orders=full", "--output", "full")
+    full = joined.solve(*arguments, "--set", "tasks.multiple_choice.members.0.scoring.orders=full", "--output", "full")
     assert full.returncode == 0, full.stderr
-    everything = sandbox.read("predictions.jsonl", "full")
+    everything = joined.read("predictions.jsonl", "full")
     other = sum(a["prediction"] != b["prediction"] for a, b in zip(predictions, everything, strict=True))
     assert other <= 13  # 5% of 260
     # The input in another order and what the store has by now change nothing.
-    backwards = sandbox.solve("--config", path, "--input", sandbox.rows(rows[::-1], "back.jsonl"), "--output", "back")
+    backwards = joined.solve("--config", path, "--input", joined.rows(rows[::-1], "back.jsonl"), "--output", "back")
     assert backwards.returncode == 0
-    assert {p["id"]: p for p in sandbox.read("predictions.jsonl", "back")} == {p["id"]: p for p in predictions}
+    assert {p["id"]: p for p in joined.read("predictions.jsonl", "back")} == {p["id"]: p for p in predictions}
 
 
-def test_too_few_questions_promise_nothing_and_say_so(sandbox: Sandbox):
-    path = sandbox.folder / "adaptive.yaml"
-    path.write_text(ADAPTIVE.replace("MODEL", str(sandbox.model)).replace("STORE", str(sandbox.folder / "store")))
-    run = sandbox.solve("--config", path, "--input", sandbox.rows([good(i) for i in range(4)]), "--output", "out")
+def test_too_few_questions_promise_nothing_and_say_so(joined: Sandbox):
+    path = joined.folder / "adaptive.yaml"
+    path.write_text(ADAPTIVE.replace("MODEL", str(joined.model)).replace("STORE", str(joined.folder / "store")))
+    run = joined.solve("--config", path, "--input", joined.rows([good(i) for i in range(4)]), "--output", "out")
     assert run.returncode == 0, run.stderr
     assert "no guarantee of at most 5.00% of different questions" in " ".join(run.stdout.split())
     assert "4 questions are too few to certify it" in " ".join(run.stdout.split())
-    capped = sandbox.solve("--config", path, "--input", sandbox.folder / "in.jsonl", "--output", "capped",
+    capped = joined.solve("--config", path, "--input", joined.folder / "in.jsonl", "--output", "capped",
                            "--set", "tasks.multiple_choice.adaptive.budget=5")  # fmt: skip
     assert capped.returncode == 0, capped.stderr
-    assert all(p["orders_used"] <= 5 for p in sandbox.read("predictions.jsonl", "capped"))
+    assert all(p["orders_used"] <= 5 for p in joined.read("predictions.jsonl", "capped"))
 
 
-def test_pride_asks_a_sample_in_cycles_and_keeps_the_prior(sandbox: Sandbox):
-    path = sandbox.folder / "pride.yaml"
+def test_pride_asks_a_sample_in_cycles_and_keeps_the_prior(joined: Sandbox):
+    path = joined.folder / "pride.yaml"
     text = ADAPTIVE.replace("orders: adaptive", "debias: pride, prior_share: 0.1").replace("mean_prob", "mean_logprob")
-    path.write_text(text.replace("MODEL", str(sandbox.model)).replace("STORE", str(sandbox.folder / "store")))
+    path.write_text(text.replace("MODEL", str(joined.model)).replace("STORE", str(joined.folder / "store")))
     rows = [
         {"id": i, "task": "multiple_choice", "text": f"Which {i}?", "choices": [f"o{j} {i}" for j in range(4)]}
         for i in range(200)
     ]  # fmt: skip
-    run = sandbox.solve("--config", path, "--input", sandbox.rows(rows), "--output", "out")
+    run = joined.solve("--config", path, "--input", joined.rows(rows), "--output", "out")
     assert run.returncode == 0, run.stderr
-    orders = [p["orders_used"] for p in sandbox.read("predictions.jsonl")]
+    orders = [p["orders_used"] for p in joined.read("predictions.jsonl")]
     assert (orders.count(4), orders.count(1)) == (20, 180)
-    (prior,) = (sandbox.folder / "store/priors").glob("*.json")
+    (prior,) = (joined.folder / "store/priors").glob("*.json")
     assert sum(json.loads(prior.read_text())["priors"]["4"]) == pytest.approx(1)
     # The kept prior needs no sample: with it everything is there already.
     named = ["--set", f"tasks.multiple_choice.members.0.scoring.prior={prior}"]
-    again = sandbox.solve("--config", path, "--input", sandbox.folder / "in.jsonl", "--output", "kept", *named)
+    again = joined.solve("--config", path, "--input", joined.folder / "in.jsonl", "--output", "kept", *named)
     assert again.returncode == 0, again.stderr
     assert "200 answered from the store, 0 to compute" in again.stderr
-    assert [p["orders_used"] for p in sandbox.read("predictions.jsonl", "kept")] == [1] * 200
+    assert [p["orders_used"] for p in joined.read("predictions.jsonl", "kept")] == [1] * 200
