@@ -86,6 +86,7 @@ def _whole(tokenizer: Any) -> Encode:
     return encode
 
 
+@lru_cache(maxsize=8)  # of a tokenizer once, however many prompters use it: its vocabulary is read for it
 def _seam(tokenizer: Any) -> re.Pattern[str] | None:
     """Matches up to where a text may be taken apart without changing its tokens; None where that is not certain.
 

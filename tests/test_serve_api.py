@@ -5,7 +5,8 @@ import json
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from ensemble.engine import Engine
 from ensemble.errors import ConfigError
 from ensemble.fake import FakeEngine
 from ensemble.load import load_config
+from ensemble.tokens import load_tokenizer
 from ensemble.vitals import Recorder, Vitals
 from serve import keys as keys_module
 from serve.admission import Admission
@@ -63,6 +65,14 @@ class Scripted:
                 await asyncio.sleep(0)
         finally:
             self.ended = True
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_tokenizer() -> Iterator[None]:
+    """All gateways here have the same model: its tokenizer is read once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serve.gateway.load_tokenizer", cache(load_tokenizer))
+        yield
 
 
 @pytest.fixture(scope="module")
