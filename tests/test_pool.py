@@ -16,7 +16,7 @@ from tests.simulation import Demand, Run, Work, demand, prepare, run, simulate
 
 # The competition 50 times takes eight engines 130 s, 10 times one engine 210 s. A text takes 2 s to write and some 5 s
 # beside others: what takes much less than a minute ends with engines that wait for the last texts.
-TIMES = {8: 50, 4: 50, 2: 25, 1: 10}
+TIMES = {8: 50, 1: 10}
 EQUAL = (1.0,) * 8
 LAMED = (*EQUAL[1:], 0.5)
 
@@ -64,7 +64,7 @@ def solved(competition):
     return found
 
 
-@pytest.mark.parametrize("engines", [1, 2, 4, 8])
+@pytest.mark.parametrize("engines", [1, 8])
 def test_a_mixed_competition_takes_hardly_longer_than_its_compute(solved, competition, engines):
     speeds = EQUAL[:engines]
     done, (_, wanted) = solved(speeds), competition(TIMES[engines])
