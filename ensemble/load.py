@@ -13,31 +13,11 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from ensemble.config import (
-    ROOT,
-    Adaptive,
-    Cloze,
-    EngineConfig,
-    Generate,
-    Letter,
-    Member,
-    ModelConfig,
-    Quantize,
-    RayConfig,
-    Record,
-    RunConfig,
-    Sampling,
-    Shape,
-    Shots,
-    Source,
-    Store,
-    Submission,
-    TaskPlan,
-    Template,
-)
+from ensemble.config import ROOT, Record, RunConfig
 from ensemble.errors import ConfigError
-from ensemble.grid import AblationConfig, Grid
+from ensemble.grid import AblationConfig
 from ensemble.names import unknown
+from ensemble.validation import problems
 
 Checked = TypeVar("Checked", bound=Record)
 
@@ -103,43 +83,7 @@ def _validate(kind: type[Checked], data: dict[str, Any], origin: str) -> Checked
         # Through JSON, so that strict records still take YAML's lists for tuples.
         return kind.model_validate_json(json.dumps(data, default=str))
     except ValidationError as e:
-        errors = e.errors()
-        # A bad member also empties its list: only the innermost of nested errors tells the cause.
-        causes = [x for x in errors if not any(_inside(y["loc"], x["loc"]) for y in errors)]
-        raise ConfigError("; ".join(f"{origin}: {_explain(x, kind)}" for x in causes)) from None
-
-
-def _inside(inner: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
-    return len(inner) > len(outer) and inner[: len(outer)] == outer
-
-
-_SECTIONS: dict[str, type[Record]] = {
-    "source": Source, "engine": EngineConfig, "shots": Shots, "sampling": Sampling, "store": Store,
-    "submission": Submission, "ray": RayConfig, "letter": Letter, "cloze": Cloze, "generate": Generate,
-    "quantize": Quantize, "shape": Shape, "adaptive": Adaptive,
-}  # fmt: skip
-
-
-def _explain(error: Any, kind: type[Record]) -> str:
-    """One pydantic error as `key: what is wrong and what would be right`."""
-    loc = [str(part) for part in error["loc"]]
-    where = ".".join(part for part in loc if part not in ("letter", "cloze", "generate"))
-    if error["type"] == "extra_forbidden":
-        return f"{'.'.join(loc[:-1]) or 'top level'}: {unknown('key', loc[-1], _keys_at(loc[:-1], kind))}"
-    if error["type"] == "missing":
-        return f"{where}: missing; add it"
-    message = error["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(error["input"], dict | list) else f" (given: {error['input']!r})"
-    return f"{where or 'config'}: {message}{given}"
-
-
-def _keys_at(loc: Sequence[str], kind: type[Record]) -> list[str]:
-    if loc and loc[-1] in _SECTIONS:
-        return list(_SECTIONS[loc[-1]].model_fields)
-    if "members" in loc:
-        return list(Member.model_fields)
-    top: dict[str, type[Record]] = {"models": ModelConfig, "templates": Template, "tasks": TaskPlan, "grids": Grid}
-    return list(top.get(loc[0] if loc else "", kind).model_fields)
+        raise ConfigError("; ".join(f"{origin}: {problem}" for problem in problems(e, kind))) from None
 
 
 def _named(section: str, name: str, origin: Path, optional: bool) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 def unknown(kind: str, name: object, available: Iterable[str]) -> str:
     """One line such as `unknown metric 'acuracy'; did you mean 'accuracy'? available: accuracy, f1`."""
-    names = sorted(available)
+    names = sorted(set(available))
     near = meant(str(name), names)
     guess = f" did you mean {near!r}?" if near else ""
     return f"unknown {kind} {name!r};{guess} available: {', '.join(names)}"

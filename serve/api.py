@@ -141,7 +141,7 @@ def _routes(desk: Callable[[], Desk]) -> APIRouter:
         data = parse(body)
         desk().whole(data.get("model"))
         asked, several = questions_of(data, desk().limits)
-        streamed = data.get("stream", False) or NDJSON in request.headers.get("accept", "")
+        streamed = bool(data.get("stream")) or NDJSON in request.headers.get("accept", "")
         work = desk().flow(caller, len(asked), _solved(desk().gateway, asked))
         if streamed:
             first = await anext(work)  # what is refused as a whole is refused before the response begins
@@ -159,21 +159,15 @@ def _routes(desk: Callable[[], Desk]) -> APIRouter:
     for path in ("/v1/completions", completions.CHAT):
         routes.post(path, openapi_extra=request_body(COMPLETION), responses=REFUSALS, name=path)(completion)
 
-    @routes.post("/process", responses=REFUSALS, openapi_extra=request_body(challenge.Process.model_json_schema()))
-    @routes.post(
-        "/models/{model}/process", responses=REFUSALS, openapi_extra=request_body(challenge.Process.model_json_schema())
-    )
+    @routes.post("/process", responses=REFUSALS, openapi_extra=request_body(challenge.Process))
+    @routes.post("/models/{model}/process", responses=REFUSALS, openapi_extra=request_body(challenge.Process))
     async def process(request: Request, model: str = "") -> challenge.Processed:
         """The LLM Efficiency Challenge's."""
         caller, body = await _read(desk(), request)
         return await _process(desk(), caller, checked(challenge.Process, parse(body)), desk().named(model))
 
-    @routes.post("/tokenize", responses=REFUSALS, openapi_extra=request_body(challenge.Tokenize.model_json_schema()))
-    @routes.post(
-        "/models/{model}/tokenize",
-        responses=REFUSALS,
-        openapi_extra=request_body(challenge.Tokenize.model_json_schema()),
-    )
+    @routes.post("/tokenize", responses=REFUSALS, openapi_extra=request_body(challenge.Tokenize))
+    @routes.post("/models/{model}/tokenize", responses=REFUSALS, openapi_extra=request_body(challenge.Tokenize))
     async def tokenize(request: Request, model: str = "") -> Response:
         """With `text` the challenge's, with `prompt` or `messages` vLLM's."""
         caller, body = await _read(desk(), request)
@@ -201,10 +195,8 @@ def _routes(desk: Callable[[], Desk]) -> APIRouter:
         caller = desk().enter(request)
         return await _passed(desk(), caller, desk().member(model), "GET", "/tokenizer_info", b"", 1)
 
-    @routes.post("/decode", responses=REFUSALS, openapi_extra=request_body(challenge.Decode.model_json_schema()))
-    @routes.post(
-        "/models/{model}/decode", responses=REFUSALS, openapi_extra=request_body(challenge.Decode.model_json_schema())
-    )
+    @routes.post("/decode", responses=REFUSALS, openapi_extra=request_body(challenge.Decode))
+    @routes.post("/models/{model}/decode", responses=REFUSALS, openapi_extra=request_body(challenge.Decode))
     async def decode(request: Request, model: str = "") -> challenge.Decoded:
         """The challenge's."""
         caller, body = await _read(desk(), request)

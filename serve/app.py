@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import RayServeException
 
-from ensemble.config import ModelConfig, RunConfig
+from ensemble.config import RunConfig
 from ensemble.errors import ConfigError
 from ensemble.load import load_config
 from ensemble.names import unknown
@@ -28,7 +28,7 @@ from serve.gateway import ENSEMBLE, Gateway, served_plan
 from serve.keys import Keys
 from serve.listener import Listener
 from serve.remote import Remote
-from serve.settings import Replicas, read_settings
+from serve.settings import Replicas, Settings, read_settings
 
 GATEWAY = "gateway"  # the deployment
 ROUTER = "serve.router.SessionRouter"
@@ -37,9 +37,6 @@ HEALTH_SECONDS = 2.0  # between two looks at an engine: how soon a dead one is s
 COUNTS_SECONDS = 2.0  # for the other gateways to say what they have counted
 START_SECONDS = 30.0  # a look may take so long: an engine is busy in its own loop now and then
 ENGINE_CPUS = 0.5  # of Ray's CPUs for an engine without a GPU: vLLM takes its cores itself
-# In which a replica that is to stop gets no more requests: routers hear of it meanwhile, but for a server on one
-# machine, which has let everybody be answered before.
-LEAVE_SECONDS, LEAVE_ALONE_SECONDS = 2.0, 0.2
 CALLS = 4096  # that wait at one engine at most; the gateway's limits are smaller
 
 
@@ -123,25 +120,14 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     for model in settings.replicas:
         if model not in plan.devices:
             raise ConfigError("replicas: " + unknown("model", model, list(plan.devices)))
-    leave = LEAVE_ALONE_SECONDS if settings.listen else LEAVE_SECONDS
-    handles = {
-        model: _engines(
-            model,
-            config.models[model],
-            device,
-            settings.replicas.get(model, Replicas()),
-            config.ray.stall_seconds,
-            leave,
-        )
-        for model, device in plan.devices.items()
-    }
+    handles = {model: _engines(model, device, config, settings) for model, device in plan.devices.items()}
     gateway = serve.deployment(
         serve.ingress(_api)(Ingress),
         name=GATEWAY,
         num_replicas=settings.gateways,
         max_ongoing_requests=100_000,  # refused by the gateway itself, at once and with the reason
         graceful_shutdown_timeout_s=settings.limits.seconds,
-        graceful_shutdown_wait_loop_s=leave,
+        graceful_shutdown_wait_loop_s=_leave_seconds(settings),
         ray_actor_options={"num_cpus": 0.5},
     )
     return gateway.bind(settings.model_dump(), config, os.getcwd(), handles)
@@ -153,9 +139,14 @@ def deployment_name(model: str) -> str:
     return f"engine-{plain}-{hashlib.blake2b(model.encode(), digest_size=3).hexdigest()}"
 
 
-def _engines(
-    model: str, config: ModelConfig, device: str, replicas: Replicas, stall: float, leave: float
-) -> serve.Application:
+def _leave_seconds(settings: Settings) -> float:
+    """In which a replica that is to stop gets no more requests: routers hear of it meanwhile, but for a server on one
+    machine, which has let everybody be answered before."""
+    return 0.2 if settings.listen else 2.0
+
+
+def _engines(model: str, device: str, run: RunConfig, settings: Settings) -> serve.Application:
+    config, replicas = run.models[model], settings.replicas.get(model, Replicas())
     gpus = config.engine.tensor_parallel_size if device == "cuda" else 0
     options: dict[str, Any] = {"num_gpus": gpus} if gpus else {"num_cpus": ENGINE_CPUS}
     scaling: dict[str, Any] = {"num_replicas": replicas.max}
@@ -175,9 +166,9 @@ def _engines(
         health_check_period_s=HEALTH_SECONDS,
         health_check_timeout_s=START_SECONDS,
         graceful_shutdown_timeout_s=60.0,
-        graceful_shutdown_wait_loop_s=leave,
+        graceful_shutdown_wait_loop_s=_leave_seconds(settings),
         request_router_config=RequestRouterConfig(request_router_class=ROUTER),
         ray_actor_options=options,
         **scaling,
     )
-    return deployment.bind(model, config, device, stall)
+    return deployment.bind(model, config, device, run.ray.stall_seconds)

@@ -2,13 +2,16 @@
 
 from typing import Any
 
+from pydantic import BaseModel
 
-def request_body(schema: dict[str, Any]) -> dict[str, Any]:
+
+def request_body(wanted: dict[str, Any] | type[BaseModel]) -> dict[str, Any]:
     """Of a route whose body is read by the route itself, within the limits."""
+    schema = wanted if isinstance(wanted, dict) else wanted.model_json_schema()
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-QUESTION = {
+QUESTION: dict[str, Any] = {
     "type": "object",
     "required": ["text"],
     "properties": {
@@ -21,24 +24,17 @@ QUESTION = {
         "group": {"type": "string"},
     },
 }
-SOLVE: dict[str, Any] = {
-    "anyOf": [
-        QUESTION,
-        {
-            "type": "object",
-            "required": ["questions"],
-            "properties": {
-                "questions": {"type": "array", "items": QUESTION, "minItems": 1},
-                "stream": {"type": "boolean", "description": "NDJSON, a result a line as they finish."},
-                "model": {
-                    "type": "string",
-                    "description": "The ensemble's name, if any: no member answers alone here.",
-                },
-            },
-            "additionalProperties": False,
-        },
-    ]
+QUESTIONS: dict[str, Any] = {
+    "type": "object",
+    "required": ["questions"],
+    "properties": {
+        "questions": {"type": "array", "items": QUESTION, "minItems": 1},
+        "stream": {"type": "boolean", "description": "NDJSON, a result a line as they finish."},
+        "model": {"type": "string", "description": "The ensemble's name, if any: no member answers alone here."},
+    },
+    "additionalProperties": False,
 }
+SOLVE: dict[str, Any] = {"anyOf": [QUESTION, QUESTIONS]}
 COMPLETION: dict[str, Any] = {
     "type": "object",
     "description": "As OpenAI's; see vLLM's documentation for its further fields.",

@@ -13,11 +13,13 @@ from ensemble.errors import InputError
 from ensemble.names import meant, unknown
 from ensemble.questions import parse_question
 from ensemble.records import Question
+from serve.description import QUESTION, QUESTIONS
 from serve.refusals import Refusal
 from serve.settings import Limits
 
-QUESTION = {"id", "task", "text", "context", "choices", "answer", "group"}
-LIST = {"questions", "stream", "model"}
+FIELDS = QUESTION["properties"].keys()
+FIELDS_OF_LIST = QUESTIONS["properties"].keys()
+MOST_FIELDS = 20  # of a row that somebody may have typed; what another program has written is not searched for slips
 SURE = 0.85  # of two names' letters that are the same: a field of the caller's own may be a little like one of ours
 
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -85,15 +87,15 @@ def questions_of(data: Mapping[str, Any], limits: Limits) -> tuple[list[Question
     generation. Raises Refusal where the request as a whole is wrong, or its only question.
     """
     several = "questions" in data
-    if not isinstance(data.get("stream", False), bool):
+    if not isinstance(data.get("stream"), bool | None):
         raise Refusal(400, "stream must be true or false")
     if not several:
         found = _question(data, 0, limits)
         if isinstance(found, BadRow):
             raise found
         return [found], False
-    for field in data.keys() - LIST:
-        raise Refusal(400, unknown("field", field[:40], LIST))
+    for field in data.keys() - FIELDS_OF_LIST:
+        raise Refusal(400, unknown("field", field[:40], FIELDS_OF_LIST))
     rows = data["questions"]
     if not isinstance(rows, list) or not rows:
         raise Refusal(400, "questions must be a list with at least one question")
@@ -137,10 +139,11 @@ def _question(row: object, index: int, limits: Limits) -> Question | BadRow:
 def _spelt(row: object) -> None:
     """Raises InputError for a field that is not ours but almost: fields of others are ignored, and this one would be
     missed in silence."""
-    if not isinstance(row, dict):
+    if not isinstance(row, dict) or len(row) > MOST_FIELDS:
         return
-    for field in row.keys() - QUESTION:
-        if name := meant(field, QUESTION - row.keys(), SURE):
+    absent = FIELDS - row.keys()
+    for field in row.keys() - FIELDS:
+        if name := meant(field[:40], absent, SURE):
             raise InputError(f"unknown field {field[:40]!r}; did you mean {name!r}?")
 
 

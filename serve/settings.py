@@ -1,12 +1,12 @@
 """What an endpoint is told besides its run config: the arguments of `serve.app:build`, checked like every config."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
 from ensemble.config import Record
 from ensemble.errors import ConfigError
-from ensemble.names import unknown
+from ensemble.validation import problems
 
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -71,15 +71,4 @@ def read_settings(arguments: object) -> Settings:
     try:
         return Settings.model_validate(arguments)
     except ValidationError as e:
-        raise ConfigError(f"serve: {_explain(e.errors()[0])}") from None
-
-
-def _explain(error: Any) -> str:
-    """One pydantic error as `key: what is wrong and what would be right`."""
-    place = [str(part) for part in error["loc"]]
-    where = ".".join(place)
-    if error["type"] == "extra_forbidden":
-        records: dict[str, type[Record]] = {"limits": Limits, "replicas": Replicas, "listen": Listen}
-        return f"{where}: {unknown('key', place[-1], records.get(place[0], Settings).model_fields)}"
-    given = "" if isinstance(error["input"], dict) else f" (given: {error['input']!r:.80})"
-    return f"{where or 'settings'}: {error['msg'].removeprefix('Value error, ')}{given}"
+        raise ConfigError("; ".join(f"serve: {problem}" for problem in problems(e, Settings))) from None

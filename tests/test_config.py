@@ -43,8 +43,17 @@ def test_overrides_reach_every_part(override, read):
         ("sed=7", "unknown key 'sed'; did you mean 'seed'?"),
         ("store.pth=x", "store: unknown key 'pth'; did you mean 'path'? available: flush_seconds, path"),
         ("tasks.math.members.0.sampling.max_token=9", "sampling: unknown key 'max_token'; did you mean 'max_tokens'?"),
+        (
+            "tasks.multiple_choice.members.0.scoring={method: letter, ordrs: full}",
+            "tasks.multiple_choice.members.0.scoring: unknown key 'ordrs'; did you mean 'orders'? available: debias, ",
+        ),
+        ("models.store={source: {pth: x}}", "models.store.source: unknown key 'pth'; did you mean 'path'?"),
+        ("models.store.sourc=x", "models.store: unknown key 'sourc'; did you mean 'source'?"),
         ("tasks.math.members.0.modell=x", "members.0: unknown key 'modell'; did you mean 'model'?"),
-        ("tasks.math.members.0.model=smolm2", "unknown model 'smolm2'; did you mean 'smollm2'?"),
+        (
+            "tasks.math.members.0.model=smolm2",
+            "unknown model 'smolm2'; did you mean 'smollm2'? available: openorca_stx, smollm2, ",
+        ),
         ("tasks.math.members.0.template=cloz", "unknown template 'cloz'; did you mean 'cloze'?"),
         ("tasks.math.members.3.model=x", "'3' is not an index of a list of 1"),
         ("tasks.math.members=[]", "tasks.math.members: "),

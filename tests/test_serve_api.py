@@ -462,11 +462,12 @@ def test_a_row_that_is_no_question_keeps_its_id(plan):
 
 def test_an_id_that_is_there_twice_is_answered_once(plan):
     rows = [QUESTION, QUESTION, QUESTION | {"id": "other", "idx": 3}, {"text": "x", "chioces": ["x", "y"]}]
+    rows.append({"id": "long", "text": "x"} | {f"choice{i:05}": i for i in range(50_000)})  # not searched for slips
     response = client_of(desk_of(plan, Scripted())).post(
         "/v1/solve", json={"questions": rows, "model": "ensemble:demo"}
     )
-    first, second, other, misspelt = response.json()["results"]
-    assert (first["error"], other["error"]) == (None, None)
+    first, second, other, misspelt, long = response.json()["results"]
+    assert (first["error"], other["error"], long["error"]) == (None, None, None)
     assert second["error"]["message"] == "id 'q' is there already in questions[0]; give every question its own"
     assert "did you mean 'choices'" in misspelt["error"]["message"]
 
@@ -474,12 +475,12 @@ def test_an_id_that_is_there_twice_is_answered_once(plan):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"gatways": 2}, "gatways: unknown key 'gatways'; did you mean 'gateways'"),
-        ({"limits": {"in_fligth": 2}}, "limits.in_fligth: unknown key 'in_fligth'; did you mean 'in_flight'"),
+        ({"gatways": 2}, "top level: unknown key 'gatways'; did you mean 'gateways'"),
+        ({"limits": {"in_fligth": 2}}, "limits: unknown key 'in_fligth'; did you mean 'in_flight'"),
         ({"limits": {"in_flight": 0}}, "limits.in_flight: Input should be greater than or equal to 1 (given: 0)"),
-        ({"replicas": {"m": {"mx": 2}}}, "replicas.m.mx: unknown key 'mx'; did you mean 'max'"),
+        ({"replicas": {"m": {"mx": 2}}}, "replicas.m: unknown key 'mx'; did you mean 'max'"),
         ({"replicas": {"m": {"min": 3}}}, "replicas.m: min is larger than max"),
-        (3, "settings: Input should be a valid dictionary"),
+        (3, "top level: Input should be a valid dictionary"),
     ],
 )
 def test_wrong_settings_are_told_with_the_key(settings, told):
