@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis import settings
 from ensemble.orders import make_orders
 from ensemble.questions import content_hash
 from ensemble.records import Order, Question, Task
+from ensemble.tokens import load_tokenizer
 
 # A deadline for each example would test the machine's speed (the first call imports libraries).
 settings.register_profile("quorum", deadline=None)
@@ -122,6 +124,17 @@ def identity(n: int) -> tuple[Order, ...]:
 
 def cyclic(n: int) -> tuple[Order, ...]:
     return make_orders("cyclic", n, 0)
+
+
+@pytest.fixture
+def one_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All gateways of a process have the same model: its tokenizer is read once."""
+    monkeypatch.setattr("serve.gateway.load_tokenizer", _load_once)
+
+
+@cache
+def _load_once(*given: Any) -> Any:
+    return load_tokenizer(*given)
 
 
 @pytest.fixture(scope="session")

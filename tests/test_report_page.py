@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from ensemble import report
-from tests.test_report import choice, failed, mixed, text_row, write
+from tests.predicted import choice, failed, mixed, text_row
+from tests.test_report import write
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")

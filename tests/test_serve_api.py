@@ -1,107 +1,26 @@
-"""The endpoint's HTTP over scripted engines in this process: answers, limits, keys and clear errors."""
+"""The endpoint's HTTP over scripted engines in this process: answers in every protocol, and clear errors."""
 
 import asyncio
 import json
 import os
-import re
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import pytest
-from fastapi.testclient import TestClient
 from prometheus_client import Metric
 
-from ensemble.engine import Engine
-from ensemble.errors import ConfigError
-from ensemble.fake import FakeEngine
-from ensemble.load import load_config
-from ensemble.tokens import load_tokenizer
-from ensemble.vitals import Recorder, Vitals
-from serve import keys as keys_module
 from serve.admission import Admission
-from serve.api import create_api
 from serve.bridge import Head
-from serve.desk import Desk
-from serve.gateway import Gateway, served_plan
-from serve.keys import Keys
 from serve.metrics import Metrics, exposition
-from serve.refusals import Busy
-from serve.settings import Limits, read_settings
+from serve.settings import Limits
+from tests.desks import QUESTION, Scripted, client_of, demo_plan, desk_of, message
 
-FAKES = [f"models.{model}.engine.fake={{}}" for model in ("smollm2", "smollm2_gptq")]
-QUESTION = {"id": "q", "text": "What melts first?", "choices": ["ice", "iron"], "answer": 0}
+pytestmark = pytest.mark.usefixtures("one_tokenizer")
 PROMPT = "Question: What melts first?\nA. ice\nB. iron\nAnswer:"
 
 
-class Scripted:
-    """A model of one scripted engine; what it is asked in OpenAI's protocol is kept, and answered with `reply`."""
-
-    def __init__(self, **options: Any) -> None:
-        self._engine = FakeEngine(**options)
-        self.asked: list[tuple[str, str, bytes]] = []
-        self.reply: tuple[Head, bytes] = (Head(200, "application/json"), b'{"ok": true}')
-        self.pieces: Sequence[bytes] = (b"data: 1\n\n", b"data: [DONE]\n\n")
-        self.ended = False
-        self._recorder = Recorder("smollm2_gptq", 0, 0)
-
-    async def vitals(self) -> list[Vitals]:
-        return [self._recorder.snapshot()]
-
-    def engine(self, session: str) -> Engine:
-        return self._engine
-
-    async def respond(self, method: str, path: str, body: bytes) -> tuple[Head, bytes]:
-        self.asked.append((method, path, body))
-        return self.reply
-
-    async def stream(self, method: str, path: str, body: bytes) -> AsyncIterator[Head | bytes]:
-        self.asked.append((method, path, body))
-        try:
-            yield Head(200, "text/event-stream")
-            for piece in self.pieces:
-                yield piece
-                await asyncio.sleep(0)
-        finally:
-            self.ended = True
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_tokenizer() -> Iterator[None]:
-    """All gateways here have the same model: its tokenizer is read once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serve.gateway.load_tokenizer", cache(load_tokenizer))
-        yield
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def plan() -> Any:
-    return served_plan(load_config("configs/demo.yaml", FAKES))
-
-
-def desk_of(plan: Any, model: Scripted, limits: Limits | None = None, keys: Keys | None = None) -> Desk:
-    async def nothing() -> list[str]:
-        return []
-
-    async def counted() -> list[Any]:
-        return [desk.metrics.counts()]
-
-    desk = Desk(Gateway("demo", plan, {"smollm2_gptq": model}), limits or Limits(), keys, None, nothing, counted)
-    return desk
-
-
-def client_of(desk: Desk, address: str = "127.0.0.1") -> TestClient:
-    return TestClient(create_api(lambda: desk), "http://localhost", client=(address, 1), raise_server_exceptions=False)
-
-
-def message(response: Any) -> str:
-    """Of an error, whose form is checked."""
-    error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["code"] == response.status_code
-    assert "Traceback" not in response.text
-    return str(error["message"])
+    return demo_plan()
 
 
 def test_one_question_is_answered_and_graded(plan):
@@ -183,112 +102,6 @@ def test_what_breaks_is_told_without_a_trace_and_counted(plan):
 def test_a_nul_byte_in_a_text_is_a_character_like_others(plan):
     body = QUESTION | {"text": "What\0melts?"}
     assert client_of(desk_of(plan, Scripted())).post("/v1/solve", json=body).status_code == 200
-
-
-def test_who_is_too_much_is_refused_at_once(plan):
-    desk = desk_of(plan, Scripted(seconds=1.0), Limits(in_flight=2))
-    client = client_of(desk)
-    with desk.admission.enter("others", 2):
-        started = time.perf_counter()
-        response = client.post("/v1/solve", json=QUESTION)
-        seconds = time.perf_counter() - started
-    assert response.status_code == 503
-    assert response.headers["retry-after"] == "1"
-    assert "2 of 2" in message(response)
-    assert seconds < 0.5  # it does not wait for the engine
-    assert client.post("/v1/solve", json=QUESTION).status_code == 200
-    assert desk.admission.in_flight == 0
-
-
-def test_the_refused_do_not_come_back_together():
-    now = 0.0
-    admission = Admission(Limits(in_flight=1), lambda: now)
-    waits = []
-    with admission.enter("others", 1):
-        for _ in range(2000):
-            with pytest.raises(Busy) as refused:
-                admission.check("me")
-            waits.append(refused.value.retry_after)
-        now = 100.0  # nobody was refused for a while
-        with pytest.raises(Busy) as refused:
-            admission.check("me")
-    assert refused.value.retry_after == 1.0
-    assert min(waits) == 1.0
-    assert max(waits) == 30.0
-    within = [sum(second <= wait < second + 1 for wait in waits) for second in range(1, 30)]
-    assert all(24 <= n <= 26 for n in within)  # the rest at 30
-
-
-def test_one_caller_cannot_take_all(plan):
-    desk = desk_of(plan, Scripted(), Limits(key_in_flight=2))
-    with desk.admission.enter("127.0.0.1", 2):
-        response = client_of(desk).post("/v1/solve", json=QUESTION)
-        assert response.status_code == 429
-        assert int(response.headers["retry-after"]) >= 1
-        assert client_of(desk, "127.0.0.2").post("/v1/solve", json=QUESTION).status_code == 200
-
-
-def test_requests_a_minute(plan):
-    client = client_of(desk_of(plan, Scripted(), Limits(per_minute=3)))
-    statuses = [client.get("/v1/models").status_code for _ in range(5)]
-    assert statuses == [200, 200, 200, 429, 429]
-    assert 1 <= int(client.get("/v1/models").headers["retry-after"]) <= 20
-
-
-def test_an_answer_that_takes_too_long_is_given_up(plan):
-    desk = desk_of(plan, Scripted(seconds=5.0), Limits(seconds=0.2))
-    for body in (QUESTION, {"questions": [QUESTION]}, {"questions": [QUESTION], "stream": True}):
-        response = client_of(desk).post("/v1/solve", json=body)
-        assert response.status_code == 504
-        assert "0.2 s" in message(response)
-    assert desk.admission.in_flight == 0
-
-
-def test_keys(plan, tmp_path, monkeypatch):
-    monkeypatch.setattr(keys_module, "LOOK_SECONDS", 0.0)
-    path = tmp_path / "keys"
-    path.write_text("# ours\nann 0123456789abcdef\nbob fedcba9876543210  # his\n")
-    client = client_of(desk_of(plan, Scripted(), keys=Keys(str(path))), "203.0.113.9")
-    assert client.get("/v1/models").status_code == 401
-    assert client.get("/v1/models").headers["www-authenticate"] == "Bearer"
-    for wrong in ("", "0123456789abcde", "ann", "0123456789abcdeF", "\u00fc" * 16):
-        headers = {"Authorization": b"Bearer " + wrong.encode()}
-        assert client.get("/v1/models", headers=headers).status_code == 401, wrong
-    assert client.get("/v1/models", headers={"Authorization": "Bearer 0123456789abcdef"}).status_code == 200
-    assert client.get("/v1/models", headers={"X-API-Key": "fedcba9876543210"}).status_code == 200
-    path.write_text("ann 0123456789abcdef\n")  # bob's is revoked
-    assert client.get("/v1/models", headers={"X-API-Key": "fedcba9876543210"}).status_code == 401
-    assert client.get("/v1/models", headers={"X-API-Key": "0123456789abcdef"}).status_code == 200
-    path.write_text("short\n")  # wrong, and mended
-    assert client.get("/v1/models", headers={"X-API-Key": "0123456789abcdef"}).status_code == 401
-    path.write_text("ann 0123456789abcdef\n")
-    assert client.get("/v1/models", headers={"X-API-Key": "0123456789abcdef"}).status_code == 200
-    path.unlink()  # nobody can say who is let in
-    assert client.get("/v1/models", headers={"X-API-Key": "0123456789abcdef"}).status_code == 401
-    assert client.get("/healthz").status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("address", "headers", "status"),
-    [
-        ("127.0.0.1", {}, 200),
-        ("::1", {}, 200),
-        ("203.0.113.9", {}, 403),
-        ("127.0.0.1", {"X-Forwarded-For": "203.0.113.9"}, 403),
-        ("127.0.0.1", {"Host": "evil.example"}, 403),  # a name that was pointed at this machine
-        ("127.0.0.1", {"Origin": "https://evil.example"}, 403),
-        ("127.0.0.1", {"Host": "localhost:8000", "Origin": "http://localhost:8000"}, 200),
-    ],
-)
-def test_without_keys_only_this_machine_is_answered(plan, address, headers, status):
-    client = client_of(desk_of(plan, Scripted()), address)
-    assert client.get("/v1/models", headers=headers).status_code == status
-
-
-def test_no_cross_origin_headers(plan):
-    response = client_of(desk_of(plan, Scripted())).get("/healthz", headers={"Origin": "https://evil.example"})
-    assert not [name for name in response.headers if name.startswith("access-control")]
-    assert response.headers["x-content-type-options"] == "nosniff"
 
 
 def test_the_page_is_there_and_may_load_nothing_from_elsewhere(plan):
@@ -470,22 +283,6 @@ def test_an_id_that_is_there_twice_is_answered_once(plan):
     assert (first["error"], other["error"], long["error"]) == (None, None, None)
     assert second["error"]["message"] == "id 'q' is there already in questions[0]; give every question its own"
     assert "did you mean 'choices'" in misspelt["error"]["message"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [
-        ({"gatways": 2}, "top level: unknown key 'gatways'; did you mean 'gateways'"),
-        ({"limits": {"in_fligth": 2}}, "limits: unknown key 'in_fligth'; did you mean 'in_flight'"),
-        ({"limits": {"in_flight": 0}}, "limits.in_flight: Input should be greater than or equal to 1 (given: 0)"),
-        ({"replicas": {"m": {"mx": 2}}}, "replicas.m: unknown key 'mx'; did you mean 'max'"),
-        ({"replicas": {"m": {"min": 3}}}, "replicas.m: min is larger than max"),
-        (3, "top level: Input should be a valid dictionary"),
-    ],
-)
-def test_wrong_settings_are_told_with_the_key(settings, told):
-    with pytest.raises(ConfigError, match="^" + re.escape(f"serve: {told}")):
-        read_settings(settings)
 
 
 def test_metrics_of_several_gateways_stand_side_by_side():

@@ -213,7 +213,7 @@ def test_a_port_in_use_is_told(tmp_path, two_engines):
     [
         (["--host", "0.0.0.0"], "open to others: give --keys"),
         (["--set", "tasks.math=5"], "tasks"),
-        (["--settings", "{limits: {in_flite: 5}}"], "limits.in_flite"),
+        (["--settings", "{limits: {in_flite: 5}}"], "limits: unknown key 'in_flite'; did you mean 'in_flight'?"),
         (["--keys", "/nowhere"], "/nowhere"),
         (["--settings", "{default_model: smollm}"], "did you mean 'smollm2_gptq'"),
         (["--settings", "{replicas: {smollm: {max: 2}}}"], "did you mean 'smollm2_gptq'"),

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 
 from serve.api import create_api
 from serve.bridge import Head
-from tests.test_serve_api import FAKES, QUESTION, Scripted, client_of, desk_of, load_config, message, served_plan
+from tests.desks import QUESTION, Scripted, client_of, demo_plan, desk_of, message
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ _MODEL.reply = (
     Head(200, "application/json"),
     json.dumps({"choices": [{"text": " a", "logprobs": _LOGPROBS}]}).encode(),
 )
-_DESK = desk_of(served_plan(load_config("configs/demo.yaml", FAKES)), _MODEL)
+_DESK = desk_of(demo_plan(), _MODEL)
 schema = schemathesis.openapi.from_asgi("/openapi.json", create_api(lambda: _DESK))
 HEADERS = {"Host": "localhost", "X-API-Key": "none"}
 SEED = 24
