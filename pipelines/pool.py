@@ -23,7 +23,7 @@ from pipelines.metrics import Exporter
 
 RESTARTS = 10  # of one engine in a run
 LEASE_SECONDS = 10.0  # for who reserved an engine to ask it
-CPU_SHARE = 0.5  # of Ray's CPUs for an engine without a GPU: vLLM takes its cores itself
+CPUS = 0.5  # of Ray's for an engine without a GPU, or less: vLLM takes its cores itself, stage actors need some too
 
 
 class EngineSpec(NamedTuple):
@@ -192,9 +192,10 @@ def start_engines(
     places = pack([spec.gpus for spec, _ in wanted if spec.gpus], [node.gpus for node in nodes])
     assert places is not None, "a wave fits its GPUs"
     node_of = {engine: nodes[place].id for engine, place in zip(on_gpus, places, strict=True)}
+    cpus = min(CPUS, ray.cluster_resources().get("CPU", 1.0) / 2 / max(1, len(wanted) - len(on_gpus)))
     started: dict[str, list[Any]] = {spec.model: [] for spec in specs}
     for spec, replica in wanted:
-        options: dict[str, Any] = {"num_cpus": CPU_SHARE}
+        options: dict[str, Any] = {"num_cpus": round(cpus, 4)}
         if spec.gpus:  # soft: where its node is lost it may start on another one
             near = NodeAffinitySchedulingStrategy(node_of[spec.model, replica], soft=True)
             options = {"num_gpus": spec.gpus, "scheduling_strategy": near}

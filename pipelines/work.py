@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from ensemble.plan import Plan
 
-ITEMS = 3  # for each stage actor at least, where the input is long enough: the last ones are then soon done
-QUESTIONS = 16  # in an item at least
+ITEMS = 4  # into so many a stage actor's share of what is left is cut, at least: the last ones are soon done
+QUESTIONS = 8  # in an item at least
 
 
 class Part(NamedTuple):
@@ -29,12 +29,19 @@ def everything(plan: Plan, blocks: Sequence[str], missing: Counter[str], stages:
         [part]
         for kind in kinds
         if kind
-        for block in blocks
-        for part in shares(Part(block, tasks=list(kind)), len(blocks), sum(missing[task] for task in kind), stages)
+        for part in shares(
+            [Part(block, tasks=list(kind)) for block in blocks], sum(missing[task] for task in kind), stages
+        )
     ]
 
 
-def shares(part: Part, parts: int, questions: int, stages: int) -> list[Part]:
-    """The part cut so that `parts` of its size, with so many questions in all, keep the stage actors at work."""
-    n = max(1, min(-(-ITEMS * stages // parts), questions // (parts * QUESTIONS)))
-    return [part._replace(share=(k, n)) for k in range(n)]
+def shares(parts: Sequence[Part], questions: int, stages: int) -> list[Part]:
+    """The parts, with so many questions in all and about as many in each, cut ever finer towards the end: guided
+    self-scheduling (Polychronopoulos and Kuck 1987), with which stage actors that take one after another end together.
+    """
+    found = []
+    for i, part in enumerate(parts):
+        left = len(parts) - i  # this one and those that follow
+        n = max(1, min(-(-ITEMS * stages // left), questions // (len(parts) * QUESTIONS)))
+        found += [part._replace(share=(k, n)) for k in range(n)]
+    return found

@@ -25,11 +25,13 @@ from ensemble.plan import Plan, make_plan, sample_seed
 from ensemble.presets import tokens_in_flight
 from ensemble.prompts import Prompter
 from ensemble.read import Selection, iter_blocks, read_questions
+from ensemble.records import Question
 from ensemble.store import open_store
 from ensemble.tally import Tally
 from pipelines.pool import Call, EngineActor, EngineSpec, Outcome, Score
 from pipelines.stage import Job, Solver, questions_of, tokenizer
-from pipelines.stream import CALLS
+from pipelines.stream import turns
+from pipelines.watch import Board
 from pipelines.work import everything
 
 # What an L4 with a 7B model in 4 bit may do: assumptions, not measurements. Prefill: the 42,000 uncached tokens/s
@@ -122,12 +124,13 @@ class Load(NamedTuple):
 
 
 class Run(NamedTuple):
-    """seconds: virtual, of the whole. computed: questions that engines were asked about."""
+    """seconds: virtual, of the whole. computed: questions asked. stages: those of each stage actor."""
 
     seconds: float
     computed: int
     errors: dict[int, tuple[str, str]]
     engines: list[Load]
+    stages: list[int]
 
     def timeline(self) -> str:
         """A line for each engine: of each moment the tenths of its compute that were used, * for all."""
@@ -135,13 +138,6 @@ class Run(NamedTuple):
             f"{i}  {''.join('*' if share > 0.95 else str(int(share * 10)) for share in load.busy)}  most {load.most}"
             for i, load in enumerate(self.engines)
         )
-
-
-class Board:
-    """Nobody looks."""
-
-    def add(self, done: Counter[tuple[str, bool]]) -> None:
-        pass
 
 
 class Engine(EngineActor):
@@ -208,27 +204,45 @@ def config(orders: str = "cyclic", **fake: Any) -> dict[str, Any]:
     }
 
 
-def simulate(work: Work, speeds: Sequence[float], moment: float = 0.5, until: float | None = None) -> Run:
+def simulate(
+    work: Work, speeds: Sequence[float], moment: float = 0.5, until: float | None = None, late: float = 0.0
+) -> Run:
     """Answers everything, into a new store, with an engine of each speed; moment: seconds of the timeline's entries.
-    until: epoch seconds of a deadline; the clock that it is read on stands all but still."""
+    until: epoch seconds of a deadline; the clock that it is read on stands all but still. late: seconds by which each
+    stage actor is ready after the one before."""
     with tempfile.TemporaryDirectory(dir=work.folder) as store:
-        return run(_simulate(work, open_store(store), speeds, moment, until))
+        return run(_simulate(work, open_store(store), speeds, moment, until, late))
 
 
-async def _simulate(work: Work, store: Path, speeds: Sequence[float], moment: float, until: float | None) -> Run:
+async def _simulate(
+    work: Work, store: Path, speeds: Sequence[float], moment: float, until: float | None, late: float
+) -> Run:
     model, here = work.plan.config.models["smollm2"], str(Path.cwd())
     spec = EngineSpec("smollm2", model, "cuda", here, stall=float("inf"))
     engines = [Engine(spec, replica, speed) for replica, speed in enumerate(speeds)]
     handles = [LocalActor(engine, MESSAGE_SECONDS) for engine in engines]
     tokens = {"smollm2": tokens_in_flight(work.plan.config.ray, model.engine, "L4")}
-    job = Job(work.plan, str(store), {"smollm2": handles}, LocalActor(Board()), here, STAGES, tokens, until=until)
-    items = iter(everything(work.plan, work.blocks, work.tasks, STAGES))
+    board = Board()
+    job = Job(work.plan, str(store), {"smollm2": handles}, LocalActor(board), here, STAGES, tokens, until=until)
+    items = everything(work.plan, work.blocks, work.tasks, STAGES)
+    await board.begin(items)
     total, busy = Tally(), [[0.0] for _ in engines]
+    computed = [0] * STAGES
+    n, calls = turns(len(items), STAGES)
+    left = iter(range(n))
 
-    async def stage(solver: Solver) -> None:
-        """As Ray Data feeds one: the next item to whoever is free."""
-        for item in items:
-            total.add(await solver.solve(questions_of(item, work.plan)))
+    async def stage(i: int) -> None:
+        """As Ray Data gives turns: the next to whoever is free, as many as it may to whoever is ready first."""
+        await asyncio.sleep(i * late)
+
+        async def take() -> list[Question]:
+            parts = await job.board.take.remote(1)
+            return questions_of(parts, work.plan) if parts else []
+
+        for _ in left:
+            tally = await solvers[i].solve(take)
+            total.add(tally)
+            computed[i] += tally.computed
 
     async def watch() -> None:
         while True:
@@ -238,12 +252,12 @@ async def _simulate(work: Work, store: Path, speeds: Sequence[float], moment: fl
 
     watching = asyncio.ensure_future(watch())
     solvers = [Solver(job) for _ in range(STAGES)]
-    await asyncio.gather(*(stage(solver) for _ in range(CALLS) for solver in solvers))
+    await asyncio.gather(*(stage(i) for _ in range(calls) for i in range(STAGES)))
     seconds = asyncio.get_running_loop().time()
     watching.cancel()
     shares = [[(after - before) / moment for before, after in pairwise(one)] for one in busy]
     loads = [Load(e.most, e.message, share) for e, share in zip(engines, shares, strict=True)]
-    return Run(seconds, total.computed, total.errors, loads)
+    return Run(seconds, total.computed, total.errors, loads, computed)
 
 
 class Demand(NamedTuple):
