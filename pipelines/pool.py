@@ -23,7 +23,7 @@ from pipelines.metrics import Exporter
 
 RESTARTS = 10  # of one engine in a run
 LEASE_SECONDS = 10.0  # for who reserved an engine to ask it
-CPUS = 0.5  # of Ray's for an engine without a GPU, or less: vLLM takes its cores itself, stage actors need some too
+CPUS = 0.5  # of Ray's for an engine without a GPU, at most: vLLM takes its cores itself
 
 
 class EngineSpec(NamedTuple):
@@ -192,10 +192,10 @@ def start_engines(
     places = pack([spec.gpus for spec, _ in wanted if spec.gpus], [node.gpus for node in nodes])
     assert places is not None, "a wave fits its GPUs"
     node_of = {engine: nodes[place].id for engine, place in zip(on_gpus, places, strict=True)}
-    cpus = min(CPUS, ray.cluster_resources().get("CPU", 1.0) / 2 / max(1, len(wanted) - len(on_gpus)))
+    cpus = cpu_share(len(wanted) - len(on_gpus), ray.cluster_resources().get("CPU", 1.0))
     started: dict[str, list[Any]] = {spec.model: [] for spec in specs}
     for spec, replica in wanted:
-        options: dict[str, Any] = {"num_cpus": round(cpus, 4)}
+        options: dict[str, Any] = {"num_cpus": cpus}
         if spec.gpus:  # soft: where its node is lost it may start on another one
             near = NodeAffinitySchedulingStrategy(node_of[spec.model, replica], soft=True)
             options = {"num_gpus": spec.gpus, "scheduling_strategy": near}
@@ -205,3 +205,8 @@ def start_engines(
             )
         )
     return started
+
+
+def cpu_share(engines: int, cpus: float) -> float:
+    """Of Ray's so many CPUs for each of so many engines without a GPU: half of them stay for the stage actors."""
+    return round(min(CPUS, cpus / 2 / max(1, engines)), 4)

@@ -1,11 +1,12 @@
-"""How work is cut and handed out: everything once, to whoever asks, and small at the end."""
+"""How work is cut and handed out, everything once, to whoever asks, and small at the end; and who has room for it."""
 
 import asyncio
 from collections import Counter
 
 import pytest
 
-from pipelines.stream import CALLS, turns
+from pipelines.pool import cpu_share
+from pipelines.stream import CALLS, STAGE_CPUS, turns
 from pipelines.watch import Board
 from pipelines.work import Part, shares
 
@@ -55,3 +56,10 @@ def test_the_board_hands_out_each_item_once_and_nothing_to_an_earlier_attempt():
         return [*found, await board.take(first), *[await board.take(second) for _ in range(3)]]
 
     assert asyncio.run(told()) == [[Part("a")], None, [Part("b")], [Part("c")], None]
+
+
+@pytest.mark.parametrize(("engines", "cpus"), [(1, 1), (1, 2), (4, 2), (8, 2), (2, 64)])
+def test_engines_on_cpus_leave_room_for_a_stage_actor(engines, cpus):
+    share = cpu_share(engines, cpus)
+    assert 0 < share <= 0.5
+    assert cpus - engines * share >= STAGE_CPUS
