@@ -228,16 +228,16 @@ class _Wave:
             plan=self._plan._replace(populations={}), store=run.store, engines=self._actors, board=self._board,
             cwd=os.getcwd(), stages=self._stages, tokens=self._tokens, tasks=tuple(self._missing), gate=gate,
             first=run.deadline is not None and not whole, until=until, skip=self._given_up(),
-            preflight=self._tried if gate else (),
         )  # fmt: skip
-        return Stream(self._data, job, items, run.tally, run.progress)
+        return Stream(self._data, job, items, run.tally, run.progress, self._tried if gate else ())
 
     def _given_up(self) -> list[int]:
         """Rows that engines died of: each further time would cost as many engine starts."""
         return [row for row, (kind, _) in self._run.tally.errors.items() if kind == "PoisonError"]
 
     def _sampled(self) -> list[list[Part]]:
-        return [[part] for part in shares(self._sample.parts, self._sample.tasks.total(), self._stages)]
+        parts, questions = self._sample.parts, self._sample.tasks.total()
+        return [[share] for part in parts for share in shares(part, len(parts), questions, self._stages)]
 
     def _everything(self) -> list[list[Part]]:
         return everything(self._plan, self._run.blocks, self._missing, self._stages)

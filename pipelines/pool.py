@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from math import inf
 from typing import Any, NamedTuple
 
 import ray
@@ -192,7 +193,7 @@ def start_engines(
     places = pack([spec.gpus for spec, _ in wanted if spec.gpus], [node.gpus for node in nodes])
     assert places is not None, "a wave fits its GPUs"
     node_of = {engine: nodes[place].id for engine, place in zip(on_gpus, places, strict=True)}
-    cpus = cpu_share(len(wanted) - len(on_gpus), ray.cluster_resources().get("CPU", 1.0))
+    cpus = cpu_share(len(wanted) - len(on_gpus), ray.cluster_resources().get("CPU", inf))  # none: they are to come
     started: dict[str, list[Any]] = {spec.model: [] for spec in specs}
     for spec, replica in wanted:
         options: dict[str, Any] = {"num_cpus": cpus}

@@ -1,11 +1,11 @@
-"""The Ray Data stage: turns in, tallies of what was done in them out; scores go straight to the store."""
+"""The Ray Data stage: items of work in, their tallies out; scores go straight to the store."""
 
 import asyncio
 import contextlib
 import time
 import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +48,6 @@ class Job(NamedTuple):
     first: bool = False  # only as much of each question as makes a decision possible
     until: float | None = None  # epoch seconds at which nothing more is asked
     skip: Sequence[int] = ()  # rows that are not asked
-    preflight: Sequence[Part] = ()  # what is asked before the gate opens
 
 
 class Solver:
@@ -73,23 +72,21 @@ class Solver:
         self._told = 0.0
         self.skip = set(job.skip)
         self._room = asyncio.Semaphore(job.plan.config.ray.questions_in_flight)
-        self._starting = asyncio.Lock()
         for task in job.tasks:
             with contextlib.suppress(Exception):  # told by its first question, as the error that it is
                 self._askers_of(task)
 
-    async def solve(self, take: Callable[[], Awaitable[Sequence[Question]]]) -> Tally:
-        """Answers the questions that `take` gives, starting in their order. It is called once all questions of earlier
-        calls have been started: who is slower at that takes less."""
+    async def solve(self, questions: list[Question]) -> Tally:
+        """Answers the questions, starting in the order given; none waits for one that other models answer."""
         tally = Tally()
         self._busy += 1
+        by_models: dict[tuple[str, ...], list[Question]] = {}
+        for question in questions:
+            by_models.setdefault(tuple(self._plan.models([question.task])), []).append(question)
         try:
-            async with asyncio.TaskGroup() as started, self._starting:
-                for question, evidence in self._evidences(await take()):
-                    if question.row_index not in self.skip:
-                        await self._turn(question)
-                        started.create_task(self._one(question, evidence, tally)).add_done_callback(self._done_one)
-                        await asyncio.sleep(0)  # its prompts go to an engine before the next question's are made
+            async with asyncio.TaskGroup() as started:
+                for same in by_models.values():
+                    started.create_task(self._start(same, tally, started))
         except ExceptionGroup as e:
             raise e.exceptions[0] from None
         finally:
@@ -101,6 +98,14 @@ class Solver:
         for (task, member), engine in self._members.items():
             tally.usage.setdefault(task, {})[member] = Counter(engine.usage.take())
         return tally
+
+    async def _start(self, questions: list[Question], tally: Tally, started: asyncio.TaskGroup) -> None:
+        """One after another, each when its prompts are wanted."""
+        for question, evidence in self._evidences(questions):
+            if question.row_index not in self.skip:
+                await self._turn(question)
+                started.create_task(self._one(question, evidence, tally)).add_done_callback(self._done_one)
+                await asyncio.sleep(0)  # its prompts go to an engine before the next question's are made
 
     async def _turn(self, question: Question) -> None:
         """Until its prompts are wanted: made long before an engine has room for them, they would only take memory."""
@@ -204,10 +209,9 @@ def _message(error: Exception) -> str:
 
 
 class Stage:
-    """Ray Data's callable: turns in, tallies out. In a turn an actor answers the item of work that the board has next.
-    Ray Data hands turns to whichever actor is ready first, and so must not hand out the work itself.
+    """Ray Data's callable: items in, tallies out. Several items are in flight in one actor.
 
-    The first turn is the preflight, one question of each task: it waits for the engines, and the others for it.
+    The first item is the preflight, one question of each task: it waits for the engines, and the others for it.
     """
 
     def __init__(self, job: Job) -> None:
@@ -216,14 +220,13 @@ class Stage:
     async def __call__(self, batch: Any) -> Any:
         import pyarrow as pa
 
-        (attempt,), (preflight,) = batch["attempt"].to_pylist(), batch["preflight"].to_pylist()
+        (item,) = batch["item"].to_pylist()
         try:
-            if preflight:
-                tallies = await self._preflight()
-            elif await self._opened():
-                tallies = [await self._solver.solve(lambda: self._take(attempt))]
+            questions = questions_of([Part(**part) for part in item["parts"]], self._job.plan)
+            if item["preflight"]:
+                tallies = await self._preflight(questions)
             else:
-                tallies = [Tally()]
+                tallies = [await self._solver.solve(questions if await self._opened() else [])]
         except Exception as e:  # a row, because an exception loses its type on its way through Ray Data
             tallies = [Tally(fatal=(type(e).__name__, _message(e)))]
         return pa.table({"tally": [tally.to_json() for tally in tallies]})
@@ -236,27 +239,15 @@ class Stage:
         self._solver.skip.update(done or [])
         return done is not None
 
-    async def _take(self, attempt: int) -> list[Question]:
-        parts = await self._job.board.take.remote(attempt)
-        return questions_of(parts, self._job.plan) if parts else []
-
-    async def _preflight(self) -> list[Tally]:
+    async def _preflight(self, questions: list[Question]) -> list[Tally]:
         """Untimed: what the first questions take is the engines' start."""
-
-        async def ask(question: Question) -> Tally:
-            async def take() -> list[Question]:
-                return [question]
-
-            return await self._solver.solve(take)
-
-        questions = questions_of(self._job.preflight, self._job.plan)
-        tallies = await asyncio.gather(*map(ask, questions))
+        tallies = await asyncio.gather(*(self._solver.solve([question]) for question in questions))
         for question, tally in zip(questions, tallies, strict=True):
             tally.spans, tally.slowest, tally.preflight = {}, [], question.task
         return tallies
 
 
-def questions_of(parts: Sequence[Part], plan: Plan) -> list[Question]:
+def questions_of(parts: list[Part], plan: Plan) -> list[Question]:
     """The questions of an item in the order in which to start them."""
     found: list[Question] = []
     for part, block in zip(parts, iter_blocks(part.block for part in parts), strict=True):

@@ -1,4 +1,4 @@
-"""Ray Data gives the stage actors turns to work in; their tallies come back."""
+"""Ray Data streams items of work through the stage actors; their tallies come back."""
 
 import contextlib
 import logging
@@ -9,16 +9,14 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import ray
 from ray.exceptions import RayError
 
 from ensemble.errors import EngineError, by_name
 from ensemble.tally import Tally
 from pipelines.progress import Progress
 from pipelines.stage import Job, Stage
-from pipelines.work import Part
+from pipelines.work import Part, calls
 
-CALLS = 6  # turns that a stage actor holds at most: in one it starts questions, in others the last answers are due
 STAGE_CPUS = 0.25  # stage actors wait for engines most of the time
 GRACE_SECONDS = 1.5  # for stage actors to bring home what they have at the deadline
 
@@ -26,7 +24,7 @@ GRACE_SECONDS = 1.5  # for stage actors to bring home what they have at the dead
 class Stream:
     """One pass over items of work, in a thread of its own: it may start before the engines are ready.
 
-    total: what the tallies are added to. The job's preflight goes first.
+    total: what the tallies are added to. tried: parts of a preflight, which goes first.
     """
 
     def __init__(
@@ -36,10 +34,11 @@ class Stream:
         items: Sequence[Sequence[Part]],
         total: Tally,
         progress: Progress,
+        tried: Sequence[Part] = (),
     ) -> None:
         """data: the module ray.data."""
         self._data, self._job, self._total, self._progress = data, job, total, progress
-        self._items = items
+        self._rows = [_row(tried, preflight=True)] * bool(tried) + [_row(parts) for parts in items]
         self._tried: queue.SimpleQueue[Tally] = queue.SimpleQueue()
         self._failed: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -80,10 +79,10 @@ class Stream:
             self._failed = e
 
     def _pass(self) -> None:
-        config = self._job.plan.config.ray
+        dataset, config = self._dataset(), self._job.plan.config.ray
         for attempt in range(config.retries + 1):
             try:
-                for batch in self._dataset().iter_batches(
+                for batch in dataset.iter_batches(
                     batch_size=None,
                     batch_format="pyarrow",
                     prefetch_batches=0,  # else a reply waits for the next one
@@ -108,17 +107,15 @@ class Stream:
             self._tried.put(tally)
 
     def _dataset(self) -> Any:
-        """As many turns as there are items, and one more for each actor: who is faster than others may take more."""
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a pass is told where it is caught
         context = self._data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        attempt = ray.get(self._job.board.begin.remote(self._items))
-        n, calls = turns(len(self._items), self._job.stages)
-        kinds = [True] * bool(self._job.preflight) + [False] * n
-        rows = [{"attempt": attempt, "preflight": preflight} for preflight in kinds]
+        at_once = calls(len(self._rows), self._job.stages)
+        # Rows are places of questions: the questions themselves are read where they are answered.
+        places = self._data.from_items(self._rows, override_num_blocks=len(self._rows))
         warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated")  # the pinned Ray has no other way
-        return self._data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        return places.map_batches(
             Stage,
             fn_constructor_args=[self._job],
             batch_size=1,
@@ -127,7 +124,7 @@ class Stream:
             # As many calls as tasks that are sent: of tasks that wait in an actor any may be the next, and one that
             # waits for the preflight must not keep the preflight waiting.
             compute=self._data.ActorPoolStrategy(
-                size=self._job.stages, max_concurrent_calls_per_actor=calls, max_tasks_in_flight_per_actor=calls
+                size=self._job.stages, max_concurrent_calls_per_actor=at_once, max_tasks_in_flight_per_actor=at_once
             ),
             # Ray Data would restart actors forever. A dead stage ends the pass instead, and the next one finds in the
             # store what this one did.
@@ -135,8 +132,5 @@ class Stream:
         )
 
 
-def turns(items: int, stages: int) -> tuple[int, int]:
-    """How many for so many items of work, and how many an actor may hold: no more than its share, because Ray Data
-    gives as many as it may to the actor that is ready first."""
-    n = items + stages
-    return n, min(CALLS, -(-n // stages))
+def _row(parts: Sequence[Part], preflight: bool = False) -> dict[str, Any]:
+    return {"item": {"parts": [part._asdict() for part in parts], "preflight": preflight}}

@@ -1,11 +1,11 @@
-"""What the driver and the stage actors of a run tell each other, and what each engine does."""
+"""What the driver sees of a run under way: questions that are done, and what each engine does."""
 
 import asyncio
 import contextlib
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
@@ -14,19 +14,15 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 from ensemble import idle
 from ensemble.vitals import Vitals
 from pipelines.progress import Progress
-from pipelines.work import Part
 
 LOOK_SECONDS = 0.5
 
 
 class Board:
-    """An actor between the driver and the stage actors: it opens the gate to the questions, hands them out, and counts
-    those that are finished."""
+    """An actor between the driver and the stage actors: it counts finished questions, and opens the gate to them."""
 
     def __init__(self) -> None:
         self._done: Counter[tuple[str, bool]] = Counter()
-        self._items: deque[Sequence[Part]] = deque()
-        self._attempt = 0
         self._gate: asyncio.Future[list[int] | None] = asyncio.get_running_loop().create_future()
 
     async def open(self, done: list[int] | None) -> None:
@@ -37,16 +33,6 @@ class Board:
     async def opened(self) -> list[int] | None:
         """What `open` was told, once it was called."""
         return await asyncio.shield(self._gate)
-
-    async def begin(self, items: Sequence[Sequence[Part]]) -> int:
-        """Hands out these from now on. Returns the attempt's number: stage actors of an earlier one, which may live for
-        a moment, get nothing more."""
-        self._items, self._attempt = deque(items), self._attempt + 1
-        return self._attempt
-
-    async def take(self, attempt: int) -> Sequence[Part] | None:
-        """The next item of work; None where nothing is left."""
-        return self._items.popleft() if self._items and attempt == self._attempt else None
 
     async def add(self, done: Counter[tuple[str, bool]]) -> None:
         self._done.update(done)

@@ -76,13 +76,6 @@ def test_an_engine_at_half_speed_gets_half_the_work(solved, competition):
     assert done.seconds <= 1.10 * wanted.compute / 7.5, done.timeline()
 
 
-def test_a_stage_actor_that_is_ready_late_gets_a_share_all_the_same(tmp_path):
-    work = prepare(tmp_path, [row for row in rows(4) if row["task"] == "multiple_choice"])
-    first, last = simulate(work, EQUAL, late=0.01).stages
-    assert first + last == 400
-    assert 0.5 < first / last < 2
-
-
 def test_no_engine_has_more_under_way_than_the_preset_says(solved):
     bound = CHIPS["L4"].tokens_in_flight
     for speeds in (EQUAL[:1], EQUAL, LAMED):
