@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from math import inf
+from math import floor, inf
 from typing import Any, NamedTuple
 
 import ray
@@ -210,4 +210,4 @@ def start_engines(
 
 def cpu_share(engines: int, cpus: float) -> float:
     """Of Ray's so many CPUs for each of so many engines without a GPU: half of them stay for the stage actors."""
-    return round(min(CPUS, cpus / 2 / max(1, engines)), 4)
+    return floor(1e4 * min(CPUS, cpus / 2 / max(1, engines))) / 1e4  # Ray counts no finer

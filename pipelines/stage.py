@@ -77,7 +77,7 @@ class Solver:
                 self._askers_of(task)
 
     async def solve(self, questions: list[Question]) -> Tally:
-        """Answers the questions, starting in the order given; none waits for one that other models answer."""
+        """Answers the questions, starting in the order given, but those of other models need not wait their turn."""
         tally = Tally()
         self._busy += 1
         by_models: dict[tuple[str, ...], list[Question]] = {}

@@ -39,6 +39,7 @@ class Stream:
         """data: the module ray.data."""
         self._data, self._job, self._total, self._progress = data, job, total, progress
         self._rows = [_row(tried, preflight=True)] * bool(tried) + [_row(parts) for parts in items]
+        self._calls = calls(len(items), job.stages)
         self._tried: queue.SimpleQueue[Tally] = queue.SimpleQueue()
         self._failed: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -111,7 +112,6 @@ class Stream:
         context = self._data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        at_once = calls(len(self._rows), self._job.stages)
         # Rows are places of questions: the questions themselves are read where they are answered.
         places = self._data.from_items(self._rows, override_num_blocks=len(self._rows))
         warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated")  # the pinned Ray has no other way
@@ -124,7 +124,9 @@ class Stream:
             # As many calls as tasks that are sent: of tasks that wait in an actor any may be the next, and one that
             # waits for the preflight must not keep the preflight waiting.
             compute=self._data.ActorPoolStrategy(
-                size=self._job.stages, max_concurrent_calls_per_actor=at_once, max_tasks_in_flight_per_actor=at_once
+                size=self._job.stages,
+                max_concurrent_calls_per_actor=self._calls,
+                max_tasks_in_flight_per_actor=self._calls,
             ),
             # Ray Data would restart actors forever. A dead stage ends the pass instead, and the next one finds in the
             # store what this one did.
