@@ -15,7 +15,7 @@ from ensemble.errors import EngineError, by_name
 from ensemble.tally import Tally
 from pipelines.progress import Progress
 from pipelines.stage import Job, Stage
-from pipelines.work import Part, calls
+from pipelines.work import CALLS, Part, calls
 
 STAGE_CPUS = 0.25  # stage actors wait for engines most of the time
 GRACE_SECONDS = 1.5  # for stage actors to bring home what they have at the deadline
@@ -121,11 +121,11 @@ class Stream:
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=STAGE_CPUS,
-            # As many calls as tasks that are sent: of tasks that wait in an actor any may be the next, and one that
+            # No fewer calls than tasks that are sent: of tasks that wait in an actor any may be the next, and one that
             # waits for the preflight must not keep the preflight waiting.
             compute=self._data.ActorPoolStrategy(
                 size=self._job.stages,
-                max_concurrent_calls_per_actor=self._calls,
+                max_concurrent_calls_per_actor=CALLS,
                 max_tasks_in_flight_per_actor=self._calls,
             ),
             # Ray Data would restart actors forever. A dead stage ends the pass instead, and the next one finds in the
