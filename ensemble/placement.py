@@ -9,6 +9,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from itertools import combinations, pairwise
+from math import floor
 from typing import Literal, NamedTuple
 
 from ensemble import models
@@ -17,6 +18,7 @@ from ensemble.errors import ConfigError
 from ensemble.plan import Plan
 from ensemble.records import Task
 
+CPUS = 0.5  # of Ray's for an engine without a GPU, at most: vLLM takes its cores itself
 MOST = 10  # models among which all ways to form waves are looked at, 3^n steps
 
 
@@ -208,6 +210,11 @@ def _filled(needs: Sequence[Need], nodes: Sequence[int]) -> dict[str, int] | Non
             engines[slowest.model] -= 1
             growing.remove(slowest)
     return engines
+
+
+def cpu_share(engines: int, cpus: float) -> float:
+    """Of Ray's so many CPUs for each of so many engines without a GPU: half of them stay for the stage actors."""
+    return floor(1e4 * min(CPUS, cpus / 2 / max(1, engines))) / 1e4  # Ray counts no finer
 
 
 def _free(needs: Sequence[Need], engines: Mapping[str, int], nodes: Sequence[int]) -> list[int] | None:

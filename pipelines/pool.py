@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from math import floor, inf
+from math import inf
 from typing import Any, NamedTuple
 
 import ray
@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ensemble.config import ModelConfig, Sampling
 from ensemble.engine import GenerateReply, ScoreReply, ScoreRequest
 from ensemble.errors import by_name
-from ensemble.placement import pack
+from ensemble.placement import cpu_share, pack
 from ensemble.running import start_engine
 from ensemble.vitals import Recorder, Vitals
 from pipelines.cluster import Node, enter
@@ -24,7 +24,6 @@ from pipelines.metrics import Exporter
 
 RESTARTS = 10  # of one engine in a run
 LEASE_SECONDS = 10.0  # for who reserved an engine to ask it
-CPUS = 0.5  # of Ray's for an engine without a GPU, at most: vLLM takes its cores itself
 
 
 class EngineSpec(NamedTuple):
@@ -206,8 +205,3 @@ def start_engines(
             )
         )
     return started
-
-
-def cpu_share(engines: int, cpus: float) -> float:
-    """Of Ray's so many CPUs for each of so many engines without a GPU: half of them stay for the stage actors."""
-    return floor(1e4 * min(CPUS, cpus / 2 / max(1, engines))) / 1e4  # Ray counts no finer

@@ -15,7 +15,7 @@ from ensemble import costs, models
 from ensemble.config import ROOT, RayConfig, RunConfig
 from ensemble.errors import ConfigError
 from ensemble.load import load_config
-from ensemble.placement import Need, check_adaptive, gpus_here, nodes_of, pack, place, waves
+from ensemble.placement import Need, check_adaptive, cpu_share, gpus_here, nodes_of, pack, place, waves
 from ensemble.plan import Plan, make_plan
 from ensemble.read import InputSummary, Selection, read_questions
 from pipelines.summary import print_plan
@@ -363,3 +363,10 @@ def test_without_any_gpu_known_one_engine_a_model_is_assumed(
     out = printed(plan, read, tmp_path, capsys)
     assert "waves on 1 GPU (of this machine)" in out
     assert [row[0] for row in cells(out, "waves on")] == ["1 of 2", "2 of 2"]
+
+
+@pytest.mark.parametrize(("engines", "cpus"), [(1, 1), (1, 2), (4, 2), (8, 2), (3, 1), (2, 64)])
+def test_engines_on_cpus_leave_half_of_them_to_stage_actors(engines, cpus):
+    share = cpu_share(engines, cpus)
+    assert 0 < share <= 0.5
+    assert cpus - engines * share >= cpus / 2
