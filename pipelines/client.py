@@ -25,7 +25,7 @@ from pipelines.pool import Call, Failure, Generate, Outcome, Score
 ENOUGH_TOKENS = 16_384  # in an engine: tens of milliseconds of the fastest one's time, many times what a message takes
 AHEAD_TOKENS = 16_384  # of prompts that may wait here for an engine with room: enough for the next messages
 MESSAGE_TOKENS = 4096  # of questions that are sent to an engine together: one message costs a millisecond
-BACKOFF_SECONDS = (1.0, 30.0)  # between two looks at an engine that is down: the first, and the longest
+BACKOFF_SECONDS = (1.0, 30.0)  # between two looks at an engine that is down or silent: the first, and the longest
 ABSENT_SECONDS = 20.0  # without a process, after which another engine gets the suspects: Ray needs a few to start one
 
 NO_ENGINE = Failure("EngineError", "every engine of the model is dead: see Ray's logs, then run the same command again")
@@ -124,7 +124,7 @@ class EngineClient:
         self._wanting = asyncio.Event()
         self._wanting.set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._scheduled = False
+        self._scheduled = self._met = False
 
     async def wanting(self) -> None:
         """Until more calls are wanted: those that wait are no more than the next messages."""
@@ -133,6 +133,10 @@ class EngineClient:
     async def ask(self, call: Call, tokens: int) -> Any:
         """The call's reply. Raises EngineError, or what the engine raised."""
         waiting = _Waiting(call, tokens, asyncio.get_running_loop().create_future())
+        if not self._met:
+            self._met = True
+            for engine in self._engines:
+                self._start(self._meet(engine))
         self._queue.append(waiting)
         self._count(tokens)
         self._wake()
@@ -211,6 +215,17 @@ class EngineClient:
         """Counted at once, so that the next look sees it; the coroutine does the rest."""
         engine.outstanding += sum(waiting.tokens for waiting in message)
         return self._deliver(engine, message, ticket)
+
+    async def _meet(self, engine: _Engine) -> None:
+        """Calls the engine until anything comes back. Ray 2.60 keeps what a process sends to an actor before it knows
+        where that is; where it then learns that the actor has no process, it tells so only when more is sent."""
+        pause = BACKOFF_SECONDS[0]
+        calls: list[asyncio.Future[Any]] = []
+        while not calls or not any(call.done() for call in calls):
+            calls.append(asyncio.ensure_future(engine.actor.vitals.remote()))
+            await asyncio.wait(calls, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+            pause = min(2 * pause, BACKOFF_SECONDS[1])
+        await asyncio.gather(*calls, return_exceptions=True)
 
     async def _deliver(self, engine: _Engine, message: list[_Waiting], ticket: int | None) -> None:
         try:

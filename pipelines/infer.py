@@ -236,8 +236,7 @@ class _Wave:
         return [row for row, (kind, _) in self._run.tally.errors.items() if kind == "PoisonError"]
 
     def _sampled(self) -> list[list[Part]]:
-        parts, questions = self._sample.parts, self._sample.tasks.total()
-        return [[share] for part in parts for share in shares(part, len(parts), questions, self._stages)]
+        return [[part] for part in shares(self._sample.parts, self._sample.tasks.total(), self._stages)]
 
     def _everything(self) -> list[list[Part]]:
         return everything(self._plan, self._run.blocks, self._missing, self._stages)

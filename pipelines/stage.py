@@ -77,16 +77,16 @@ class Solver:
                 self._askers_of(task)
 
     async def solve(self, questions: list[Question]) -> Tally:
-        """Answers the questions, starting in the order given."""
+        """Answers the questions, starting in the order given, but those of other models need not wait their turn."""
         tally = Tally()
         self._busy += 1
+        by_models: dict[tuple[str, ...], list[Question]] = {}
+        for question in questions:
+            by_models.setdefault(tuple(self._plan.models([question.task])), []).append(question)
         try:
             async with asyncio.TaskGroup() as started:
-                for question, evidence in self._evidences(questions):
-                    if question.row_index not in self.skip:
-                        await self._turn(question)
-                        started.create_task(self._one(question, evidence, tally)).add_done_callback(self._done_one)
-                        await asyncio.sleep(0)  # its prompts go to an engine before the next question's are made
+                for same in by_models.values():
+                    started.create_task(self._start(same, tally, started))
         except ExceptionGroup as e:
             raise e.exceptions[0] from None
         finally:
@@ -98,6 +98,14 @@ class Solver:
         for (task, member), engine in self._members.items():
             tally.usage.setdefault(task, {})[member] = Counter(engine.usage.take())
         return tally
+
+    async def _start(self, questions: list[Question], tally: Tally, started: asyncio.TaskGroup) -> None:
+        """One after another, each when its prompts are wanted."""
+        for question, evidence in self._evidences(questions):
+            if question.row_index not in self.skip:
+                await self._turn(question)
+                started.create_task(self._one(question, evidence, tally)).add_done_callback(self._done_one)
+                await asyncio.sleep(0)  # its prompts go to an engine before the next question's are made
 
     async def _turn(self, question: Question) -> None:
         """Until its prompts are wanted: made long before an engine has room for them, they would only take memory."""

@@ -15,9 +15,8 @@ from ensemble.errors import EngineError, by_name
 from ensemble.tally import Tally
 from pipelines.progress import Progress
 from pipelines.stage import Job, Stage
-from pipelines.work import Part
+from pipelines.work import CALLS, Part, calls
 
-CALLS = 6  # items that a stage actor works on at a time
 STAGE_CPUS = 0.25  # stage actors wait for engines most of the time
 GRACE_SECONDS = 1.5  # for stage actors to bring home what they have at the deadline
 
@@ -40,6 +39,7 @@ class Stream:
         """data: the module ray.data."""
         self._data, self._job, self._total, self._progress = data, job, total, progress
         self._rows = [_row(tried, preflight=True)] * bool(tried) + [_row(parts) for parts in items]
+        self._calls = calls(len(items), job.stages)
         self._tried: queue.SimpleQueue[Tally] = queue.SimpleQueue()
         self._failed: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -121,10 +121,12 @@ class Stream:
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=STAGE_CPUS,
-            # As many calls as tasks that are sent: of tasks that wait in an actor any may be the next, and one that
+            # No fewer calls than tasks that are sent: of tasks that wait in an actor any may be the next, and one that
             # waits for the preflight must not keep the preflight waiting.
             compute=self._data.ActorPoolStrategy(
-                size=self._job.stages, max_concurrent_calls_per_actor=CALLS, max_tasks_in_flight_per_actor=CALLS
+                size=self._job.stages,
+                max_concurrent_calls_per_actor=CALLS,
+                max_tasks_in_flight_per_actor=self._calls,
             ),
             # Ray Data would restart actors forever. A dead stage ends the pass instead, and the next one finds in the
             # store what this one did.

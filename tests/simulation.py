@@ -29,8 +29,7 @@ from ensemble.store import open_store
 from ensemble.tally import Tally
 from pipelines.pool import Call, EngineActor, EngineSpec, Outcome, Score
 from pipelines.stage import Job, Solver, questions_of, tokenizer
-from pipelines.stream import CALLS
-from pipelines.work import everything
+from pipelines.work import calls, everything
 
 # What an L4 with a 7B model in 4 bit may do: assumptions, not measurements. Prefill: the 42,000 uncached tokens/s
 # that an H200 was measured at (584 prompts of 365 tokens, 80% of them cached, bf16), scaled by the chips' nominal dense
@@ -122,12 +121,13 @@ class Load(NamedTuple):
 
 
 class Run(NamedTuple):
-    """seconds: virtual, of the whole. computed: questions that engines were asked about."""
+    """seconds: virtual, of the whole. computed: questions asked. stages: those of each stage actor."""
 
     seconds: float
     computed: int
     errors: dict[int, tuple[str, str]]
     engines: list[Load]
+    stages: list[int]
 
     def timeline(self) -> str:
         """A line for each engine: of each moment the tenths of its compute that were used, * for all."""
@@ -183,52 +183,68 @@ class Work(NamedTuple):
     tasks: Counter[str]
 
 
-def prepare(folder: Path, rows: Iterable[dict[str, Any]], orders: str = "cyclic", **ray: Any) -> Work:
-    """Writes rows and config into the folder and plans them, for engines as fast as an L4; ray: of the config's key."""
+def prepare(
+    folder: Path, rows: Iterable[dict[str, Any]], orders: str = "cyclic", writer: str = "smollm2", **ray: Any
+) -> Work:
+    """Writes rows and config into the folder and plans them, for engines as fast as an L4; writer: the model of the
+    texts; ray: of the config's key."""
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "run.yaml").write_text(yaml.safe_dump(config(orders) | {"ray": ray}))
+    (folder / "run.yaml").write_text(yaml.safe_dump(config(orders, writer) | {"ray": ray}))
     read = read_questions(str(folder / "rows.jsonl"), folder / "blocks", Selection(), print)
     plan = make_plan(load_config(folder / "run.yaml"), list(read.by_task), lambda _: "simulated", read.blocks)
     return Work(folder, plan, read.blocks, Counter(read.by_task))
 
 
-def config(orders: str = "cyclic", **fake: Any) -> dict[str, Any]:
-    """A run config: one model for all three tasks; fake: further options of its engines."""
+def config(orders: str = "cyclic", writer: str = "smollm2", **fake: Any) -> dict[str, Any]:
+    """A run config of three tasks, texts by the model `writer`; fake: further options of its engines."""
     texts = [" ".join(["so"] * n) for n in LENGTHS]
     engine = {"device": "cuda", "hardware": "L4", "fake": L4 | {"text": texts} | fake}
     choices = {"model": "smollm2", "template": "letters", "scoring": {"method": "letter", "orders": orders}}
     sampling = {"max_tokens": max(LENGTHS)}
     return {
-        "models": {"smollm2": {"context_length": 4096, "engine": engine}},
+        "models": {model: {"context_length": 4096, "engine": engine} for model in ("smollm2", writer)},
         "tasks": {
             "multiple_choice": {"members": [choices]},
-            "summarization": {"members": [{"model": "smollm2", "template": "summary", "sampling": sampling}]},
-            "generation": {"members": [{"model": "smollm2", "template": "short_answer", "sampling": sampling}]},
+            "summarization": {"members": [{"model": writer, "template": "summary", "sampling": sampling}]},
+            "generation": {"members": [{"model": writer, "template": "short_answer", "sampling": sampling}]},
         },
     }
 
 
-def simulate(work: Work, speeds: Sequence[float], moment: float = 0.5, until: float | None = None) -> Run:
-    """Answers everything, into a new store, with an engine of each speed; moment: seconds of the timeline's entries.
-    until: epoch seconds of a deadline; the clock that it is read on stands all but still."""
+def simulate(
+    work: Work, speeds: Sequence[float], moment: float = 0.5, until: float | None = None, late: float = 0.0
+) -> Run:
+    """Answers everything, into a new store, with an engine of each speed for each model; moment: seconds of the
+    timeline's entries. until: epoch seconds of a deadline; the clock that it is read on stands all but still. late:
+    seconds by which each stage actor is ready after the one before."""
     with tempfile.TemporaryDirectory(dir=work.folder) as store:
-        return run(_simulate(work, open_store(store), speeds, moment, until))
+        return run(_simulate(work, open_store(store), speeds, moment, until, late))
 
 
-async def _simulate(work: Work, store: Path, speeds: Sequence[float], moment: float, until: float | None) -> Run:
-    model, here = work.plan.config.models["smollm2"], str(Path.cwd())
-    spec = EngineSpec("smollm2", model, "cuda", here, stall=float("inf"))
-    engines = [Engine(spec, replica, speed) for replica, speed in enumerate(speeds)]
-    handles = [LocalActor(engine, MESSAGE_SECONDS) for engine in engines]
-    tokens = {"smollm2": tokens_in_flight(work.plan.config.ray, model.engine, "L4")}
-    job = Job(work.plan, str(store), {"smollm2": handles}, LocalActor(Board()), here, STAGES, tokens, until=until)
-    items = iter(everything(work.plan, work.blocks, work.tasks, STAGES))
+async def _simulate(
+    work: Work, store: Path, speeds: Sequence[float], moment: float, until: float | None, late: float
+) -> Run:
+    config, here = work.plan.config, str(Path.cwd())
+    made: dict[str, list[Engine]] = {}
+    for model in work.plan.models(list(work.plan.tasks)):
+        spec = EngineSpec(model, config.models[model], "cuda", here, stall=float("inf"))
+        made[model] = [Engine(spec, replica, speed) for replica, speed in enumerate(speeds)]
+    engines = [engine for of_model in made.values() for engine in of_model]
+    handles = {model: [LocalActor(e, MESSAGE_SECONDS) for e in of_model] for model, of_model in made.items()}
+    tokens = {model: tokens_in_flight(config.ray, config.models[model].engine, "L4") for model in made}
+    job = Job(work.plan, str(store), handles, LocalActor(Board()), here, STAGES, tokens, until=until)
+    items = everything(work.plan, work.blocks, work.tasks, STAGES)
+    at_once, left = calls(len(items), STAGES), iter(items)
     total, busy = Tally(), [[0.0] for _ in engines]
+    computed = [0] * STAGES
 
-    async def stage(solver: Solver) -> None:
-        """As Ray Data feeds one: the next item to whoever is free."""
-        for item in items:
-            total.add(await solver.solve(questions_of(item, work.plan)))
+    async def stage(i: int) -> None:
+        """As Ray Data feeds one: the next item to whoever is free, as many as it may to whoever is ready first."""
+        await asyncio.sleep(i * late)
+        for item in left:
+            tally = await solvers[i].solve(questions_of(item, work.plan))
+            total.add(tally)
+            computed[i] += tally.computed
 
     async def watch() -> None:
         while True:
@@ -238,12 +254,12 @@ async def _simulate(work: Work, store: Path, speeds: Sequence[float], moment: fl
 
     watching = asyncio.ensure_future(watch())
     solvers = [Solver(job) for _ in range(STAGES)]
-    await asyncio.gather(*(stage(solver) for _ in range(CALLS) for solver in solvers))
+    await asyncio.gather(*(stage(i) for _ in range(at_once) for i in range(STAGES)))
     seconds = asyncio.get_running_loop().time()
     watching.cancel()
     shares = [[(after - before) / moment for before, after in pairwise(one)] for one in busy]
     loads = [Load(e.most, e.message, share) for e, share in zip(engines, shares, strict=True)]
-    return Run(seconds, total.computed, total.errors, loads)
+    return Run(seconds, total.computed, total.errors, loads, computed)
 
 
 class Demand(NamedTuple):

@@ -21,6 +21,7 @@ NAN, POISON, HANGS = 1, 2, 3  # first token of a prompt
 SECONDS = 0.1  # of an answer
 LATENCY = Random(0)  # of messages, which overtake each other
 UNAVAILABLE_SECONDS = 2.0  # after which Ray 2.60 says that an actor has no process
+UNKNOWN_SECONDS = 0.05  # from the first call on, in which a process does not know yet where an actor is
 
 
 class Standin:
@@ -29,6 +30,8 @@ class Standin:
 
     def __init__(self, away: float = 3.0, load: float = 30.0, restarts: int = 10, seconds: float = SECONDS) -> None:
         self._away, self._load, self._restarts, self._seconds = away, load, restarts, seconds
+        self.called: float | None = None  # for the first time
+        self.known = asyncio.Event()  # of what was sent since
         self.deaths = self.under_way = self.most = 0
         self.asked: list[tuple[list[int], bool]] = []  # of each message the questions, and whether it was alone
         self.end: asyncio.Future[None] | None = None
@@ -49,6 +52,9 @@ class Standin:
 
     def __getattr__(self, name: str) -> Any:
         return Remote(self, getattr(type(self), f"remote_{name}"))
+
+    async def remote_vitals(self) -> None:
+        pass
 
     async def remote_start(self) -> None:
         await asyncio.sleep(max(0.0, self._ready - asyncio.get_running_loop().time()))
@@ -85,12 +91,18 @@ class Remote:
         return asyncio.get_running_loop().create_task(self._call(*args))
 
     async def _call(self, *args: Any) -> Any:
-        """The method's result, unless the process ends before; as Ray does it without task retries."""
+        """The method's result, unless the process ends before; as Ray does it without task retries. What is sent
+        before it is known that there is no process is kept until more is sent."""
+        at, actor = asyncio.get_running_loop().time(), self._actor
+        actor.called = at if actor.called is None else actor.called
+        if at > actor.called + UNKNOWN_SECONDS:
+            actor.known.set()
         await asyncio.sleep(LATENCY.random() * 0.01)
-        end, actor = self._actor.end, self._actor
+        end = actor.end
         if end is None and (actor._restarts < actor.deaths):
             raise ActorDiedError()
         if end is None:
+            await actor.known.wait()
             await asyncio.sleep(UNAVAILABLE_SECONDS)
             raise ActorUnavailableError("no process", b"0" * 16)
         work = asyncio.ensure_future(self._method(actor, *args))
@@ -227,6 +239,21 @@ def test_suspects_of_an_engine_without_a_node_are_isolated_on_another():
     assert {i for numbers in groups for i in numbers} == suspects
     assert max(map(len, groups)) <= isqrt(len(suspects))
     assert seconds < 200  # not the half hour that an engine may take to start
+
+
+@pytest.mark.parametrize("n", [2, 60])
+def test_an_engine_that_was_lost_before_the_first_question_keeps_nothing(n):
+    lost, other = Standin(), Standin(load=0.0)
+
+    async def main() -> tuple[list[Any], float]:
+        other.begin()
+        stage = EngineClient([lost, other], SETTINGS._replace(tokens=300))
+        outcomes = await asyncio.gather(*(stage.ask(call(i), 100) for i in range(n)))
+        return outcomes, asyncio.get_running_loop().time()
+
+    outcomes, seconds = run(main())
+    assert failed(outcomes) == {}
+    assert seconds < 60
 
 
 def test_a_question_that_kills_any_engine_is_given_up_after_as_many_deaths_elsewhere():
