@@ -51,7 +51,7 @@ class InputSummary(NamedTuple):
     bad: rows that went to `on_error`, whether or not the selection wanted them; duplicates: those of them whose id
         was there before.
     repeated_content: selected rows with the content of an earlier one under another id (no error).
-    files: how many were opened. blocks: paths of the Parquet blocks, in row order.
+    files: how many were opened. blocks: paths of the Parquet blocks, in row order. by_block: of each the rows per task.
     missing_ids: ids of the selection that no row has; empty where an int limit ended the reading before the end.
     """
 
@@ -63,6 +63,7 @@ class InputSummary(NamedTuple):
     repeated_content: int
     files: int
     blocks: list[str]
+    by_block: list[dict[str, int]]
     with_gold: int
     longest: dict[str, int]
     missing_ids: list[str]
@@ -176,6 +177,7 @@ def read_questions(
     by_task: Counter[str] = Counter()
     characters: Counter[str] = Counter()
     longest: Counter[str] = Counter()
+    by_block: list[dict[str, int]] = []
     errors: list[RowError] = []  # the first one only
     missing = set(selection.ids or ())
 
@@ -201,7 +203,12 @@ def read_questions(
                 missing.clear()  # whether they stand further on is not known
                 return
 
-    blocks = list(ahead(partial(_write, out), enumerate(_blocks(selected(), block_rows)), out))
+    def counted() -> Iterator[list[Question]]:
+        for block in _blocks(selected(), block_rows):
+            by_block.append(dict(Counter(question.task for question in block)))
+            yield block
+
+    blocks = list(ahead(partial(_write, out), enumerate(counted()), out))
     if not counts["valid"]:
         first = errors[0]
         raise InputError(f"no usable row in {spec!r}; first error, {first.file} line {first.line}: {first.message}")
@@ -216,6 +223,7 @@ def read_questions(
         repeated_content=counts["repeated"],
         files=counts["files"],
         blocks=blocks,
+        by_block=by_block,
         with_gold=counts["gold"],
         longest=dict(longest),
         missing_ids=sorted(missing),

@@ -221,7 +221,7 @@ def _infer(plan: Plan, store: str, read: InputSummary, missing: Counter[str], pr
     from pipelines.watch import Watch
 
     try:
-        infer(plan, missing, Pass(store, read.blocks, progress, tally, None, Watch(progress)))
+        infer(plan, missing, Pass(store, read.blocks, read.by_block, progress, tally, None, Watch(progress)))
     except (EngineError, StoreError) as e:  # what was answered until then is compared all the same
         progress.warn(f"asking stopped: {e}")
 

@@ -40,10 +40,12 @@ FATAL = ("ModelError", "ConfigError", "PromptError")
 
 
 class Pass(NamedTuple):
-    """What a run's inference works with; `tally` gets what was done, question errors included."""
+    """What a run's inference works with. by_block: of each block the questions per task. tally: gets what was done,
+    question errors included."""
 
     store: str
     blocks: Sequence[str]
+    by_block: Sequence[Mapping[str, int]]
     progress: Progress
     tally: Tally
     deadline: Deadline | None
@@ -236,10 +238,12 @@ class _Wave:
         return [row for row, (kind, _) in self._run.tally.errors.items() if kind == "PoisonError"]
 
     def _sampled(self) -> list[list[Part]]:
-        return [[part] for part in shares(self._sample.parts, self._sample.tasks.total(), self._stages)]
+        parts = [(part, len(part.rows or ())) for part in self._sample.parts]
+        return shares(parts, self._sample.tasks.total(), self._stages)
 
     def _everything(self) -> list[list[Part]]:
-        return everything(self._plan, self._run.blocks, self._missing, self._stages)
+        blocks = dict(zip(self._run.blocks, self._run.by_block, strict=True))
+        return everything(self._plan, blocks, self._missing, self._stages)
 
     def _calibrated(self) -> Plan:
         run = self._run

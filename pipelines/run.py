@@ -75,7 +75,7 @@ def solve(options: argparse.Namespace, started: float) -> int:
         if options.deadline is not None:
             deadline = Deadline.of(options.deadline, started, read.by_task)
         if missing:
-            stopped, engines = _infer(results, str(store), missing, progress, tally, deadline)
+            stopped, engines = _infer(results, read, str(store), missing, progress, tally, deadline)
         clock.lap("infer")
         if written is None or missing:
             written = results.write(tally, stopped)
@@ -136,6 +136,7 @@ def _missing(plan: Plan, store: Path, read: InputSummary) -> Counter[str]:
 
 def _infer(
     results: Results,
+    read: InputSummary,
     store: str,
     missing: Counter[str],
     progress: Progress,
@@ -152,7 +153,7 @@ def _infer(
             if deadline is not None:
                 save = partial(results.write, tally, deadline.unreached())
                 saving.enter_context(Saver(save, deadline, progress.warn))
-            infer(results.plan, missing, Pass(store, results.blocks, progress, tally, deadline, watch))
+            infer(results.plan, missing, Pass(store, read.blocks, read.by_block, progress, tally, deadline, watch))
     except (EngineError, StoreError) as e:  # what was answered until then is written all the same
         progress.warn(f"the run stopped: {e}")
         stopped = type(e).__name__, str(e)

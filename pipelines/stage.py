@@ -27,7 +27,7 @@ from ensemble.tokens import load_tokenizer
 from ensemble.votes import Voter
 from pipelines.client import EngineClient, MemberEngine, Settings
 from pipelines.cluster import enter
-from pipelines.work import Part
+from pipelines.work import Part, places
 
 REPEAT_EVERY = 100  # of the input's rows, one is asked twice to measure drift
 BOARD_SECONDS = 0.5  # between two reports to the live view
@@ -257,8 +257,10 @@ def questions_of(parts: list[Part], plan: Plan) -> list[Question]:
         else:  # the longest first, so that none of them is alone at work in the end
             chosen = [question for question in block if part.tasks is None or question.task in part.tasks]
             chosen.sort(key=lambda question: _length(question, plan), reverse=True)
-        k, n = part.share
-        found += chosen[k::n]
+        start, stop = part.share
+        found += [
+            question for question, place in zip(chosen, places(len(chosen)), strict=True) if start <= place < stop
+        ]
     return found
 
 

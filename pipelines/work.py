@@ -2,51 +2,61 @@
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ensemble.plan import Plan
+from ensemble.read import GOLDEN
 from ensemble.records import Task
 
 ITEMS = 3  # for each stage actor at least, where the input is long enough: the last ones are then soon done
-QUESTIONS = 16  # in an item at least, unless that would leave a stage actor without any
+QUESTIONS = 16, 512  # in an item: at least, unless that would leave a stage actor without any, and at most
 CALLS = 6  # items that a stage actor works on at a time, at most
 
 
 class Part(NamedTuple):
     """Some questions of a block. rows: which, in the order in which to answer them; None: all, the longest first.
-    tasks: only these. share: (k, n) is every n-th of them from the k-th on."""
+    tasks: only these. share: of them those with a place from its first number on and before its second one, in
+    [0, 1), over which `places` spreads them evenly."""
 
     block: str
     rows: list[int] | None = None
     tasks: list[str] | None = None
-    share: tuple[int, int] = (0, 1)
+    share: tuple[float, float] = (0.0, 1.0)
 
 
-def everything(plan: Plan, blocks: Sequence[str], missing: Counter[str], stages: int) -> list[list[Part]]:
-    """Items of work for all that is missing, of blocks in any sequence, as inputs may be sorted by task.
+def places(n: int) -> list[float]:
+    """Of n questions, in the order in which to answer them: every interval gets its share, early and late ones."""
+    return [i * GOLDEN % 1 for i in range(n)]
 
-    Where they are all under way at once they are alike, each with some of every task of its block. In a longer input,
+
+def everything(
+    plan: Plan, blocks: Mapping[str, Mapping[str, int]], missing: Counter[str], stages: int
+) -> list[list[Part]]:
+    """Items of work for all that is missing. blocks: by path, each with its questions per task.
+
+    Where they are all under way at once they are alike, each with some of every task of its blocks. In a longer input,
     of what the same models answer, texts come first, because one takes seconds; option scores fill the gaps that the
-    last texts leave, and so no straggler ends the run. What different models answer comes side by side.
+    last texts leave, and so no straggler ends the run. What different models answer comes side by side. Blocks come in
+    a drawn sequence, as inputs may be sorted by task.
     """
-    blocks = random.Random(0).sample(blocks, len(blocks))
+    drawn = random.Random(0).sample(list(blocks), len(blocks))
 
-    def cut(tasks: Sequence[str]) -> list[Part]:
-        parts = [Part(block, tasks=list(tasks)) for block in blocks]
-        return shares(parts, sum(missing[task] for task in tasks), stages)
+    def cut(tasks: Sequence[str]) -> list[list[Part]]:
+        parts = [(Part(b, tasks=list(tasks)), sum(blocks[b].get(task, 0) for task in tasks)) for b in drawn]
+        return shares([part for part in parts if part[1]], sum(missing[task] for task in tasks), stages)
 
     tasks = [task for task in plan.tasks if missing[task]]
     alike = cut(tasks)
     if len(alike) <= CALLS * stages:
-        return [[part] for part in alike]
+        return alike
     placed = []
     for group in _apart(plan, tasks):
         texts = [task for task in group if not all(member.scored for member in plan.tasks[task])]
         kinds = [texts, [task for task in group if task not in texts]]
-        parts = [part for kind in kinds if kind for part in cut(kind)]
-        placed += [((i + 0.5) / len(parts), part) for i, part in enumerate(parts)]
-    return [[part] for _, part in sorted(placed, key=lambda place: place[0])]
+        items = [item for kind in kinds if kind for item in cut(kind)]
+        placed += [((i + 0.5) / len(items), item) for i, item in enumerate(items)]
+    return [item for _, item in sorted(placed, key=lambda place: place[0])]
 
 
 def _apart(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
@@ -60,14 +70,21 @@ def _apart(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
     return [group for _, group in found]
 
 
-def shares(parts: Sequence[Part], questions: int, stages: int) -> list[Part]:
-    """The parts, with so many questions in all and about as many in each, cut so that they keep the stage actors at
-    work: where there are enough questions, a multiple of their number."""
-    n = -(-max(ITEMS * stages, len(parts)) // stages) * stages
-    n = max(len(parts), min(n, questions, max(1, questions // QUESTIONS // stages) * stages))
-    each, more = divmod(n, len(parts)) if parts else (0, 0)
-    counts = [each + (i < more) for i in range(len(parts))]
-    return [part._replace(share=(k, m)) for part, m in zip(parts, counts, strict=True) for k in range(m)]
+def shares(parts: Sequence[tuple[Part, int]], questions: int, stages: int) -> list[list[Part]]:
+    """The parts, each with the number of its questions, put together and cut into items of one size, of which
+    `questions` are to be asked. The items keep the stage actors at work: where there are enough questions, as many for
+    each actor."""
+    fewest, most = QUESTIONS
+    n = -(-max(ITEMS * stages, -(-questions // most)) // stages) * stages
+    n = min(n, questions, max(1, questions // fewest // stages) * stages)
+    total, before = sum(count for _, count in parts), 0
+    items: list[list[Part]] = [[] for _ in range(n)]
+    for part, count in parts:
+        for i in range(before * n // total, -(-(before + count) * n // total)):
+            share = max(0.0, (i * total / n - before) / count), min(1.0, ((i + 1) * total / n - before) / count)
+            items[i].append(part._replace(share=share))
+        before += count
+    return items
 
 
 def calls(items: int, stages: int) -> int:

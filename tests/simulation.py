@@ -179,7 +179,7 @@ class Work(NamedTuple):
 
     folder: Path
     plan: Plan
-    blocks: list[str]
+    blocks: dict[str, dict[str, int]]  # each with its questions per task
     tasks: Counter[str]
 
 
@@ -192,7 +192,7 @@ def prepare(
     (folder / "run.yaml").write_text(yaml.safe_dump(config(orders, writer) | {"ray": ray}))
     read = read_questions(str(folder / "rows.jsonl"), folder / "blocks", Selection(), print)
     plan = make_plan(load_config(folder / "run.yaml"), list(read.by_task), lambda _: "simulated", read.blocks)
-    return Work(folder, plan, read.blocks, Counter(read.by_task))
+    return Work(folder, plan, dict(zip(read.blocks, read.by_block, strict=True)), Counter(read.by_task))
 
 
 def config(orders: str = "cyclic", writer: str = "smollm2", **fake: Any) -> dict[str, Any]:

@@ -176,6 +176,7 @@ def test_totals(tmp_path: Path) -> None:
         repeated_content=2,
         files=1,
         blocks=[str(tmp_path / "out" / f"block-0000{i}.parquet") for i in range(3)],
+        by_block=[{"math": 2}, {"math": 1, "multiple_choice": 1}, {"multiple_choice": 1}],
         with_gold=2,
         longest={"math": 6, "multiple_choice": 6},
         missing_ids=[],

@@ -47,7 +47,7 @@ def write(path: Path, rows: Rows, errors: list[RowError] | None = None, slowest:
         "usage": {},
         "drift": {"repeated": 0},
     }  # fmt: skip
-    read = InputSummary(len(rows), dict(tasks), {}, 0, 0, 0, 1, [], len(rows), {}, [])
+    read = InputSummary(len(rows), dict(tasks), {}, 0, 0, 0, 1, [], [], len(rows), {}, [])
     answered = Counter(question.task for question, row in rows if not row["error"])
     nothing = Written._make([None] * len(Written._fields))
     written = nothing._replace(answered=answered, failed=lost, grades=book.summary(0), digest=digest)
