@@ -18,7 +18,7 @@ from ensemble.errors import ConfigError
 from ensemble.plan import Plan
 from ensemble.records import Task
 
-CPUS = 0.5  # of Ray's for an engine without a GPU, at most: vLLM takes its cores itself
+CPUS = 0.5  # of Ray's for an engine without a GPU or a gateway, at most: vLLM takes its cores itself
 MOST = 10  # models among which all ways to form waves are looked at, 3^n steps
 
 
@@ -213,7 +213,7 @@ def _filled(needs: Sequence[Need], nodes: Sequence[int]) -> dict[str, int] | Non
 
 
 def cpu_share(engines: int, cpus: float) -> float:
-    """Of Ray's so many CPUs for each of so many engines without a GPU: half of them stay for the stage actors."""
+    """Of Ray's so many CPUs for each of so many engines without a GPU, or gateways: half of them stay for others."""
     return floor(1e4 * min(CPUS, cpus / 2 / max(1, engines))) / 1e4  # Ray counts no finer
 
 

@@ -8,9 +8,11 @@ import asyncio
 import hashlib
 import os
 import time
+from math import inf
 from pathlib import Path
 from typing import Any
 
+import ray
 from prometheus_client import Metric
 from ray import serve
 from ray.exceptions import RayError
@@ -21,6 +23,7 @@ from ensemble.config import RunConfig
 from ensemble.errors import ConfigError
 from ensemble.load import load_config
 from ensemble.names import unknown
+from ensemble.placement import cpu_share
 from serve.api import create_api
 from serve.desk import Desk
 from serve.engines import EngineReplica
@@ -36,7 +39,6 @@ LOOK_SECONDS = 1.0  # between two looks at which models have engines
 HEALTH_SECONDS = 2.0  # between two looks at an engine: how soon a dead one is started again
 COUNTS_SECONDS = 2.0  # for the other gateways to say what they have counted
 START_SECONDS = 30.0  # a look may take so long: an engine is busy in its own loop now and then
-ENGINE_CPUS = 0.5  # of Ray's CPUs for an engine without a GPU: vLLM takes its cores itself
 CALLS = 4096  # that wait at one engine at most; the gateway's limits are smaller
 
 
@@ -120,7 +122,9 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     for model in settings.replicas:
         if model not in plan.devices:
             raise ConfigError("replicas: " + unknown("model", model, list(plan.devices)))
-    handles = {model: _engines(model, device, config, settings) for model, device in plan.devices.items()}
+    on_cpus = [model for model, device in plan.devices.items() if device == "cpu"]
+    share = cpu_share(sum(settings.replicas.get(model, Replicas()).max for model in on_cpus), _cpus())
+    handles = {model: _engines(model, device, share, config, settings) for model, device in plan.devices.items()}
     gateway = serve.deployment(
         serve.ingress(_api)(Ingress),
         name=GATEWAY,
@@ -128,7 +132,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         max_ongoing_requests=100_000,  # refused by the gateway itself, at once and with the reason
         graceful_shutdown_timeout_s=settings.limits.seconds,
         graceful_shutdown_wait_loop_s=_leave_seconds(settings),
-        ray_actor_options={"num_cpus": 0.5},
+        ray_actor_options={"num_cpus": cpu_share(settings.gateways, _cpus())},
     )
     return gateway.bind(settings.model_dump(), config, os.getcwd(), handles)
 
@@ -145,10 +149,16 @@ def _leave_seconds(settings: Settings) -> float:
     return 0.2 if settings.listen else 2.0
 
 
-def _engines(model: str, device: str, run: RunConfig, settings: Settings) -> serve.Application:
+def _cpus() -> float:
+    """Ray's; before it is started those that it would find on this machine."""
+    return float(ray.cluster_resources().get("CPU", inf) if ray.is_initialized() else os.cpu_count() or 1)
+
+
+def _engines(model: str, device: str, cpus: float, run: RunConfig, settings: Settings) -> serve.Application:
+    """cpus: of Ray's for each engine without a GPU."""
     config, replicas = run.models[model], settings.replicas.get(model, Replicas())
     gpus = config.engine.tensor_parallel_size if device == "cuda" else 0
-    options: dict[str, Any] = {"num_gpus": gpus} if gpus else {"num_cpus": ENGINE_CPUS}
+    options: dict[str, Any] = {"num_gpus": gpus} if gpus else {"num_cpus": cpus}
     scaling: dict[str, Any] = {"num_replicas": replicas.max}
     if replicas.min != replicas.max:
         scaling = {
