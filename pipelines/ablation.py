@@ -37,6 +37,7 @@ from pipelines.folder import Clock, lock, read_input, usable_store, writable
 from pipelines.progress import Progress
 from pipelines.results import check_gold, read_gold
 from pipelines.standings import Lacking, print_board, print_plan
+from pipelines.work import Missing
 
 
 def ablate(options: argparse.Namespace, started: float) -> int:
@@ -71,7 +72,7 @@ def ablate(options: argparse.Namespace, started: float) -> int:
         clock.lap("plan")
         progress.note(
             f"{len(variants)} variants of {', '.join(members)}: {lacking.prompts.total():,} prompts for "
-            f"{lacking.questions.total():,} questions are not in the store"
+            f"{lacking.questions.tasks.total():,} questions are not in the store"
         )
         _within(config.budget, lacking)
         if options.dry_run:
@@ -82,7 +83,7 @@ def ablate(options: argparse.Namespace, started: float) -> int:
             store = usable_store(folder / "fresh-store")
         describe_members(plan, store)
         tally = Tally()
-        if lacking.questions:
+        if lacking.questions.tasks:
             _infer(plan, str(store), read, lacking.questions, progress, tally)
         clock.lap("infer")
         told, left_out = _known(plan, store, read, gold, tally)
@@ -187,12 +188,12 @@ def _stored_priors(
 
 
 def _lacking(plan: Plan, store: Path, read: InputSummary) -> Lacking:
-    lacking = Lacking(Counter(), Counter())
+    lacking = Lacking(Missing(read.by_block), Counter())
     try:
         for question, voter, evidence in known(plan, store, read.blocks):
             asks = voter.missing(question, evidence)
             if asks:
-                lacking.questions[question.task] += 1
+                lacking.questions.add(question)
                 lacking.prompts[question.task] += sum(
                     ask.prompts * (len(question.choices) if isinstance(_scoring(plan, question, ask), Cloze) else 1)
                     for ask in asks
@@ -216,12 +217,12 @@ def _within(budget: int | None, lacking: Lacking) -> None:
         )
 
 
-def _infer(plan: Plan, store: str, read: InputSummary, missing: Counter[str], progress: Progress, tally: Tally) -> None:
+def _infer(plan: Plan, store: str, read: InputSummary, missing: Missing, progress: Progress, tally: Tally) -> None:
     from pipelines.infer import Pass, infer
     from pipelines.watch import Watch
 
     try:
-        infer(plan, missing, Pass(store, read.blocks, read.by_block, progress, tally, None, Watch(progress)))
+        infer(plan, missing, Pass(store, read.blocks, progress, tally, None, Watch(progress)))
     except (EngineError, StoreError) as e:  # what was answered until then is compared all the same
         progress.warn(f"asking stopped: {e}")
 
@@ -306,7 +307,7 @@ def _manifest(
         "store": str(store),
         "versions": manifest.versions(),
         "members": {m.name: m.key for members in plan.tasks.values() for m in members},
-        "asked": {"questions": dict(lacking.questions), "prompts": dict(lacking.prompts)},
+        "asked": {"questions": dict(lacking.questions.tasks), "prompts": dict(lacking.prompts)},
         "usage": manifest.usage(plan, tally),
         "seconds": clock.seconds | ({"inference": tally.seconds} if tally.seconds else {}),
     }

@@ -20,10 +20,9 @@ from ensemble.known import Evidences
 from ensemble.outputs import Written
 from ensemble.plan import Plan
 from ensemble.read import iter_blocks
-from pipelines.work import Part
+from pipelines.work import ITEMS, QUESTIONS, Part
 
 WAVES = 20  # of questions of similar promise; within a wave they go block by block
-ITEM_QUESTIONS = 512
 SAVE_SECONDS = 30.0  # between two intermediate submissions, at least
 SAVE_SHARE = 0.05  # of the time may go into writing them
 # To write a question's results: its vote, grade and lines; texts are compared with gold and with each other.
@@ -81,8 +80,8 @@ class Item(NamedTuple):
     tasks: Counter[str]
 
 
-def by_promise(plan: Plan, store: Path, blocks: Sequence[str]) -> list[Item]:
-    """What is still missing of questions that have an answer, the most promising first."""
+def by_promise(plan: Plan, store: Path, blocks: Sequence[str], stages: int) -> list[Item]:
+    """What is still missing of questions that have an answer, the most promising first, for so many stage actors."""
     rows: list[tuple[int, int, str]] = []  # block, row_index, task
     promises: list[float] = []
     evidences, voters = Evidences(plan, store), {task: plan.voter(task) for task in plan.tasks}
@@ -96,11 +95,13 @@ def by_promise(plan: Plan, store: Path, blocks: Sequence[str]) -> list[Item]:
                 promises.append(doubt / prompts)
                 rows.append((number, question.row_index, question.task))
     ranked = np.argsort(-np.array(promises), kind="stable")
+    fewest, most = QUESTIONS
+    size = min(most, max(fewest, -(-len(ranked) // (ITEMS * stages))))
     items = []
-    for wave in np.array_split(ranked, max(1, min(WAVES, len(ranked) // ITEM_QUESTIONS))):
+    for wave in np.array_split(ranked, max(1, min(WAVES, len(ranked) // most))):
         inside = [rows[i] for i in sorted(wave.tolist(), key=lambda i: rows[i][0])]  # of a block in falling promise
-        for start in range(0, len(inside), ITEM_QUESTIONS):
-            piece = inside[start : start + ITEM_QUESTIONS]
+        for start in range(0, len(inside), size):
+            piece = inside[start : start + size]
             numbers = dict.fromkeys(number for number, _, _ in piece)
             parts = [Part(blocks[number], [row for n, row, _ in piece if n == number]) for number in numbers]
             items.append(Item(parts, Counter(task for _, _, task in piece)))

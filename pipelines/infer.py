@@ -32,7 +32,7 @@ from pipelines.sample import SampleWork, first_questions, sample_work
 from pipelines.stage import Job
 from pipelines.stream import Stream
 from pipelines.watch import Board, Watch
-from pipelines.work import Part, everything, shares
+from pipelines.work import Missing, Part, everything, shares
 
 CLOSE_SECONDS = 60.0  # for an engine to give its GPU's memory back before the next wave
 END_SECONDS = 3.0  # for the stage actors of a pass that is given up
@@ -40,12 +40,10 @@ FATAL = ("ModelError", "ConfigError", "PromptError")
 
 
 class Pass(NamedTuple):
-    """What a run's inference works with. by_block: of each block the questions per task. tally: gets what was done,
-    question errors included."""
+    """What a run's inference works with; `tally` gets what was done, question errors included."""
 
     store: str
     blocks: Sequence[str]
-    by_block: Sequence[Mapping[str, int]]
     progress: Progress
     tally: Tally
     deadline: Deadline | None
@@ -65,7 +63,7 @@ class Pass(NamedTuple):
             self.tally.seconds[name] = round(self.tally.seconds.get(name, 0) + time.monotonic() - started, 3)
 
 
-def infer(plan: Plan, missing: Counter[str], run: Pass) -> None:
+def infer(plan: Plan, missing: Missing, run: Pass) -> None:
     """Answers what the store lacks.
 
     Raises QuorumError where nothing can go on. With a deadline each question is first answered once, then the rest
@@ -83,7 +81,7 @@ def infer(plan: Plan, missing: Counter[str], run: Pass) -> None:
         if plan.config.ray.gpus:
             nodes = await_gpus(plan.config.ray.gpus, plan.config.ray.engine_start_seconds, run.progress.note)
         run.watch.gpus = total(nodes)
-        waves = placement.place(plan, costs.needs(plan, run.blocks, missing), [node.gpus for node in nodes])
+        waves = placement.place(plan, costs.needs(plan, run.blocks, missing.tasks), [node.gpus for node in nodes])
         with run.watch:
             for number, wave in enumerate(waves, start=1):
                 names = ", ".join(f"{n} x {model}" for model, n in wave.engines.items())
@@ -97,7 +95,7 @@ def infer(plan: Plan, missing: Counter[str], run: Pass) -> None:
                     if number == 1:
                         raise
                     raise EngineError(str(e)) from e  # what the waves before have answered is written
-        run.tally.computed = min(run.tally.computed, missing.total())  # a question may be asked in several waves
+        run.tally.computed = min(run.tally.computed, missing.tasks.total())  # a question may be asked in several waves
     except RayError as e:
         raise EngineError(
             f"Ray: {type(e).__name__}: {' '.join(str(e).split())[:300]}; run the same command to go on"
@@ -108,7 +106,7 @@ def infer(plan: Plan, missing: Counter[str], run: Pass) -> None:
 
 
 def _wave(
-    plan: Plan, engines: Mapping[str, int], nodes: Sequence[Node], missing: Counter[str], run: Pass, last: bool
+    plan: Plan, engines: Mapping[str, int], nodes: Sequence[Node], missing: Missing, run: Pass, last: bool
 ) -> bool:
     """With so many engines of each model, all that is missing of them; False where the deadline comes first."""
     config = plan.config
@@ -132,9 +130,14 @@ class _Wave:
     """The passes over the questions with the engines of a wave: the sample that votes are calibrated on, everything,
     and with a deadline what promises most. The first one starts at once: its actors get ready while engines load."""
 
-    def __init__(self, plan: Plan, actors: dict[str, list[Any]], missing: Counter[str], run: Pass) -> None:
+    def __init__(self, plan: Plan, actors: dict[str, list[Any]], missing: Missing, run: Pass) -> None:
         self._plan, self._actors, self._run = plan, actors, run
-        self._missing = Counter({t: n for t, n in missing.items() if set(plan.models([t])) & actors.keys()})
+        here = {task for task in missing.tasks if set(plan.models([task])) & actors.keys()}
+        self._blocks = {
+            block: {task: n for task, n in counts.items() if task in here}
+            for block, counts in zip(run.blocks, missing.blocks, strict=True)
+        }
+        self._missing = Counter({task: n for task, n in missing.tasks.items() if task in here})
         self._stages = _stages(plan, {model: len(each) for model, each in actors.items()})
         self._tokens = {model: _tokens_in_flight(plan, model) for model in actors}
         self._data = importlib.import_module("ray.data")  # takes seconds, spent while the engines load
@@ -209,7 +212,7 @@ class _Wave:
 
     def _promising(self, deadline: Deadline) -> None:
         """All questions have an answer: what is left of their plans."""
-        items = by_promise(self._plan, location(self._run.store), self._run.blocks)
+        items = by_promise(self._plan, location(self._run.store), self._run.blocks, self._stages)
         if items and time.time() < deadline.until:
             self._board = _board()
             self._stream = self._pass([item.parts for item in items], until=deadline.until, whole=True)
@@ -239,11 +242,10 @@ class _Wave:
 
     def _sampled(self) -> list[list[Part]]:
         parts = [(part, len(part.rows or ())) for part in self._sample.parts]
-        return shares(parts, self._sample.tasks.total(), self._stages)
+        return shares(parts, self._stages)
 
     def _everything(self) -> list[list[Part]]:
-        blocks = dict(zip(self._run.blocks, self._run.by_block, strict=True))
-        return everything(self._plan, blocks, self._missing, self._stages)
+        return everything(self._plan, self._blocks, self._stages)
 
     def _calibrated(self) -> Plan:
         run = self._run

@@ -1,6 +1,5 @@
 """A run's results, written by replaying the store: once at the end, and now and then before a deadline."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from ensemble.relative import BaselineGrades
 from ensemble.rows import iter_rows
 from ensemble.submissions import read_answers, require_common
 from ensemble.tally import Tally
+from pipelines.work import Missing
 
 
 class Results(NamedTuple):
@@ -41,14 +41,14 @@ class Results(NamedTuple):
     def ids(self) -> Iterator[int | str]:
         return (question.id for block in iter_blocks(self.blocks) for question in block)
 
-    def look(self, asked: Mapping[str, int], missing: Counter[str]) -> Written | None:
-        """Counts per task which of the `asked` questions lack something in the store.
+    def look(self, asked: Sequence[str], missing: Missing) -> Written | None:
+        """Finds the questions that lack something in the store. asked: the tasks that there are.
 
         Where none does, or in deadline mode, the results are written on the way.
         """
-        nothing = not len(Evidences(self.plan, self.store)) and self.plan.models(list(asked))
+        nothing = not len(Evidences(self.plan, self.store)) and self.plan.models(asked)
         if nothing and not self.partial:
-            missing.update(asked)
+            missing.add_all()
             return None
         plan = calibrated(self.plan, self.store, self.blocks, partly=self.partial)
 
@@ -56,11 +56,11 @@ class Results(NamedTuple):
             for question, voter, evidence in known(plan, self.store, self.blocks):
                 lacks = not voter.calibrated or bool(voter.missing(question, evidence))
                 if lacks:
-                    missing[question.task] += 1
-                if self.partial or not missing.total():  # else nothing will be written: only count
+                    missing.add(question)
+                if self.partial or not missing.tasks:  # else nothing will be written: only count
                     decision = voter.best(question, evidence)
                     yield question, replace(decision, partial=True) if decision is not None and lacks else decision
-            if missing.total() and not self.partial:
+            if missing.tasks and not self.partial:
                 raise _Incomplete
 
         try:

@@ -31,6 +31,7 @@ from pipelines.deadline import Deadline, Saver
 from pipelines.folder import Clock, lock, read_input, usable_store, writable
 from pipelines.progress import Progress
 from pipelines.results import Results, check_outside, read_outside
+from pipelines.work import Missing
 
 
 def solve(options: argparse.Namespace, started: float) -> int:
@@ -66,7 +67,8 @@ def solve(options: argparse.Namespace, started: float) -> int:
             summary.print_plan(plan, read, _missing(plan, store, read), store, folder)
             return cli.OK
         _describe(plan, store)
-        missing, written = _look(results, read)
+        lacking, written = _look(results, read)
+        missing = lacking.tasks
         clock.lap("plan")
         stored = read.rows - missing.total()
         progress.note(f"{read.rows} questions, {stored} answered from the store, {missing.total()} to compute")
@@ -75,7 +77,7 @@ def solve(options: argparse.Namespace, started: float) -> int:
         if options.deadline is not None:
             deadline = Deadline.of(options.deadline, started, read.by_task)
         if missing:
-            stopped, engines = _infer(results, read, str(store), missing, progress, tally, deadline)
+            stopped, engines = _infer(results, str(store), lacking, progress, tally, deadline)
         clock.lap("infer")
         if written is None or missing:
             written = results.write(tally, stopped)
@@ -116,10 +118,10 @@ def _describe(plan: Plan, store: Path) -> None:
         raise ConfigError(f"store {store}: {e.strerror or e}; make it writable, or give --set store.path=DIR") from None
 
 
-def _look(results: Results, read: InputSummary) -> tuple[Counter[str], Written | None]:
-    missing: Counter[str] = Counter()
+def _look(results: Results, read: InputSummary) -> tuple[Missing, Written | None]:
+    missing = Missing(read.by_block)
     try:
-        written = results.look(read.by_task, missing)
+        written = results.look(list(read.by_task), missing)
     except StoreError as e:  # nothing was started yet
         raise ConfigError(str(e)) from None
     return missing, written
@@ -136,9 +138,8 @@ def _missing(plan: Plan, store: Path, read: InputSummary) -> Counter[str]:
 
 def _infer(
     results: Results,
-    read: InputSummary,
     store: str,
-    missing: Counter[str],
+    missing: Missing,
     progress: Progress,
     tally: Tally,
     deadline: Deadline | None,
@@ -153,7 +154,7 @@ def _infer(
             if deadline is not None:
                 save = partial(results.write, tally, deadline.unreached())
                 saving.enter_context(Saver(save, deadline, progress.warn))
-            infer(results.plan, missing, Pass(store, read.blocks, read.by_block, progress, tally, deadline, watch))
+            infer(results.plan, missing, Pass(store, results.blocks, progress, tally, deadline, watch))
     except (EngineError, StoreError) as e:  # what was answered until then is written all the same
         progress.warn(f"the run stopped: {e}")
         stopped = type(e).__name__, str(e)

@@ -27,7 +27,7 @@ from ensemble.tokens import load_tokenizer
 from ensemble.votes import Voter
 from pipelines.client import EngineClient, MemberEngine, Settings
 from pipelines.cluster import enter
-from pipelines.work import Part, places
+from pipelines.work import Part, apart, places
 
 REPEAT_EVERY = 100  # of the input's rows, one is asked twice to measure drift
 BOARD_SECONDS = 0.5  # between two reports to the live view
@@ -80,12 +80,10 @@ class Solver:
         """Answers the questions, starting in the order given, but those of other models need not wait their turn."""
         tally = Tally()
         self._busy += 1
-        by_models: dict[tuple[str, ...], list[Question]] = {}
-        for question in questions:
-            by_models.setdefault(tuple(self._plan.models([question.task])), []).append(question)
         try:
             async with asyncio.TaskGroup() as started:
-                for same in by_models.values():
+                for tasks in apart(self._plan, list(dict.fromkeys(question.task for question in questions))):
+                    same = [question for question in questions if question.task in tasks]
                     started.create_task(self._start(same, tally, started))
         except ExceptionGroup as e:
             raise e.exceptions[0] from None
@@ -254,13 +252,15 @@ def questions_of(parts: list[Part], plan: Plan) -> list[Question]:
         if part.rows is not None:
             by_row = {question.row_index: question for question in block}
             chosen = [by_row[row] for row in part.rows]
-        else:  # the longest first, so that none of them is alone at work in the end
+        else:
             chosen = [question for question in block if part.tasks is None or question.task in part.tasks]
             chosen.sort(key=lambda question: _length(question, plan), reverse=True)
         start, stop = part.share
         found += [
             question for question, place in zip(chosen, places(len(chosen)), strict=True) if start <= place < stop
         ]
+    if all(part.rows is None for part in parts):  # the longest first, so that none of them is alone at work in the end
+        found.sort(key=lambda question: _length(question, plan), reverse=True)
     return found
 
 

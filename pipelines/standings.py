@@ -13,14 +13,15 @@ from ensemble.grid import Variant
 from ensemble.plan import Plan
 from ensemble.records import Task
 from pipelines.summary import asks
+from pipelines.work import Missing
 
 SHOWN = 15  # variants of a task in the printed table
 
 
 class Lacking(NamedTuple):
-    """What the store lacks: questions and prompts per task."""
+    """What the store lacks: questions, and prompts per task."""
 
-    questions: Counter[str]
+    questions: Missing
     prompts: Counter[str]
 
 

@@ -1,17 +1,47 @@
 """What stage actors are given to do, and in which sequence."""
 
 import random
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from ensemble.plan import Plan
 from ensemble.read import GOLDEN
-from ensemble.records import Task
+from ensemble.records import Question, Task
 
 ITEMS = 3  # for each stage actor at least, where the input is long enough: the last ones are then soon done
 QUESTIONS = 16, 512  # in an item: at least, unless that would leave a stage actor without any, and at most
+BLOCKS = 2  # that an item's questions fill at most: of a sparse input each of them is read for little
 CALLS = 6  # items that a stage actor works on at a time, at most
+
+
+class Missing:
+    """The questions that the store lacks. tasks: per task. blocks: of each block per task."""
+
+    def __init__(self, by_block: Sequence[Mapping[str, int]]) -> None:
+        """by_block: all questions, as in `InputSummary`."""
+        self._all = by_block
+        self._ends = list(accumulate(sum(counts.values()) for counts in by_block))
+        self.tasks: Counter[str] = Counter()
+        self.blocks: list[Counter[str]] = [Counter() for _ in by_block]
+
+    def add(self, question: Question) -> None:
+        self.tasks[question.task] += 1
+        self.blocks[bisect_right(self._ends, question.row_index)][question.task] += 1
+
+    def add_all(self) -> None:
+        """Where the store has nothing."""
+        self.blocks = [Counter(counts) for counts in self._all]
+        self.tasks = total(self.blocks)
+
+
+def total(blocks: Iterable[Mapping[str, int]]) -> Counter[str]:
+    tasks: Counter[str] = Counter()
+    for counts in blocks:
+        tasks.update(counts)
+    return tasks
 
 
 class Part(NamedTuple):
@@ -30,10 +60,8 @@ def places(n: int) -> list[float]:
     return [i * GOLDEN % 1 for i in range(n)]
 
 
-def everything(
-    plan: Plan, blocks: Mapping[str, Mapping[str, int]], missing: Counter[str], stages: int
-) -> list[list[Part]]:
-    """Items of work for all that is missing. blocks: by path, each with its questions per task.
+def everything(plan: Plan, blocks: Mapping[str, Mapping[str, int]], stages: int) -> list[list[Part]]:
+    """Items of work for all that is missing. blocks: by path, each with what is missing there of each task.
 
     Where they are all under way at once they are alike, each with some of every task of its blocks. In a longer input,
     of what the same models answer, texts come first, because one takes seconds; option scores fill the gaps that the
@@ -44,14 +72,15 @@ def everything(
 
     def cut(tasks: Sequence[str]) -> list[list[Part]]:
         parts = [(Part(b, tasks=list(tasks)), sum(blocks[b].get(task, 0) for task in tasks)) for b in drawn]
-        return shares([part for part in parts if part[1]], sum(missing[task] for task in tasks), stages)
+        return shares([part for part in parts if part[1]], stages)
 
+    missing = total(blocks.values())
     tasks = [task for task in plan.tasks if missing[task]]
     alike = cut(tasks)
     if len(alike) <= CALLS * stages:
         return alike
     placed = []
-    for group in _apart(plan, tasks):
+    for group in apart(plan, tasks):
         texts = [task for task in group if not all(member.scored for member in plan.tasks[task])]
         kinds = [texts, [task for task in group if task not in texts]]
         items = [item for kind in kinds if kind for item in cut(kind)]
@@ -59,7 +88,7 @@ def everything(
     return [item for _, item in sorted(placed, key=lambda place: place[0])]
 
 
-def _apart(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
+def apart(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
     """Tasks in groups that have no model in common."""
     found: list[tuple[set[str], list[Task]]] = []
     for task in tasks:
@@ -70,18 +99,18 @@ def _apart(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
     return [group for _, group in found]
 
 
-def shares(parts: Sequence[tuple[Part, int]], questions: int, stages: int) -> list[list[Part]]:
-    """The parts, each with the number of its questions, put together and cut into items of one size, of which
-    `questions` are to be asked. The items keep the stage actors at work: where there are enough questions, as many for
-    each actor."""
+def shares(parts: Sequence[tuple[Part, int]], stages: int) -> list[list[Part]]:
+    """The parts, each with how many of its questions are missing, put together and cut into items of one size, which
+    keep the stage actors at work: where there are enough questions, as many for each actor."""
     fewest, most = QUESTIONS
+    questions, before = sum(count for _, count in parts), 0
     n = -(-max(ITEMS * stages, -(-questions // most)) // stages) * stages
     n = min(n, questions, max(1, questions // fewest // stages) * stages)
-    total, before = sum(count for _, count in parts), 0
+    n = max(n, -(-len(parts) // BLOCKS))
     items: list[list[Part]] = [[] for _ in range(n)]
     for part, count in parts:
-        for i in range(before * n // total, -(-(before + count) * n // total)):
-            share = max(0.0, (i * total / n - before) / count), min(1.0, ((i + 1) * total / n - before) / count)
+        for i in range(before * n // questions, -(-(before + count) * n // questions)):
+            share = max(0.0, (i * questions / n - before) / count), min(1.0, ((i + 1) * questions / n - before) / count)
             items[i].append(part._replace(share=share))
         before += count
     return items

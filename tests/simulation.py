@@ -233,7 +233,7 @@ async def _simulate(
     handles = {model: [LocalActor(e, MESSAGE_SECONDS) for e in of_model] for model, of_model in made.items()}
     tokens = {model: tokens_in_flight(config.ray, config.models[model].engine, "L4") for model in made}
     job = Job(work.plan, str(store), handles, LocalActor(Board()), here, STAGES, tokens, until=until)
-    items = everything(work.plan, work.blocks, work.tasks, STAGES)
+    items = everything(work.plan, work.blocks, STAGES)
     at_once, left = calls(len(items), STAGES), iter(items)
     total, busy = Tally(), [[0.0] for _ in engines]
     computed = [0] * STAGES

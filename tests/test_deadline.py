@@ -57,10 +57,11 @@ def test_asking_stops_early_enough_to_write_the_results():
     assert Deadline.of(60, 1000.0, {"summarization": 1000}).until == pytest.approx(1060 - 1.5 * 4 - 12)
 
 
-def test_the_most_doubtful_and_cheapest_questions_come_first(tmp_path, word_tokenizer):
-    (tmp_path / "run.yaml").write_text(CONFIG.replace("MODEL", str(word_tokenizer)).replace("FAKE", "{}"))
+def half_answered(tmp_path, tokenizer, shares):
+    """Plan, store and what was read: of each question, by id, the probabilities of its options in one order; of one
+    more nothing."""
+    (tmp_path / "run.yaml").write_text(CONFIG.replace("MODEL", str(tokenizer)).replace("FAKE", "{}"))
     config = load_config(tmp_path / "run.yaml")
-    shares = {"sure": (0.9, 0.05, 0.05), "torn": (0.4, 0.35, 0.25), "half": (0.6, 0.2, 0.2), "pair": (0.6, 0.4)}
     rows = [
         {"id": name, "task": "multiple_choice", "text": name, "choices": list("abc"[: len(share)])}
         for name, share in shares.items()
@@ -71,16 +72,30 @@ def test_the_most_doubtful_and_cheapest_questions_come_first(tmp_path, word_toke
     plan = make_plan(config, ["multiple_choice"])
     store = open_store(tmp_path / "store")
     writer = StoreWriter(store, 100)
-    for question in [q for block in iter_blocks(read.blocks) for q in block][:4]:
+    for question in [q for block in iter_blocks(read.blocks) for q in block][: len(shares)]:
         table = np.log([shares[str(question.id)]]).astype(np.float32)
         n = len(question.choices)
         writer.add(plan.tasks["multiple_choice"][0].key, question.hash, Score(identity(n), table, np.ones(n, np.int32)))
     writer.flush()
-    (item,) = by_promise(plan, store, read.blocks)
+    return plan, store, read
+
+
+def test_the_most_doubtful_and_cheapest_questions_come_first(tmp_path, word_tokenizer):
+    shares = {"sure": (0.9, 0.05, 0.05), "torn": (0.4, 0.35, 0.25), "half": (0.6, 0.2, 0.2), "pair": (0.6, 0.4)}
+    plan, store, read = half_answered(tmp_path, word_tokenizer, shares)
+    (item,) = by_promise(plan, store, read.blocks, stages=1)
     ((block, order, *_),) = item.parts
     # doubt over prompts: pair .4/1, torn .6/2, half .4/2, sure .1/2
     assert (block, order) == (read.blocks[0], [3, 1, 2, 0])
     assert item.tasks == {"multiple_choice": 4}
+
+
+def test_what_is_promising_is_shared_by_all_stage_actors(tmp_path, word_tokenizer):
+    shares = {f"q{i}": (0.9, 0.1 - i / 1000, i / 1000) for i in range(1, 97)}
+    plan, store, read = half_answered(tmp_path, word_tokenizer, shares)
+    items = by_promise(plan, store, read.blocks, stages=2)
+    assert [item.tasks.total() for item in items] == [16] * 6
+    assert sorted(row for item in items for part in item.parts for row in part.rows) == list(range(96))
 
 
 def test_a_question_that_runs_out_of_time_has_no_error_whatever_the_clock_says_then(tmp_path):
