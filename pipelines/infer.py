@@ -183,7 +183,8 @@ class _Wave:
             with run.timed("calibrate"):
                 self._calibrate()
         with run.timed("solve"):
-            self._finish(self._missing)
+            if self._missing:  # else all of it was the sample
+                self._finish(self._missing)
             if self._uncalibrated:
                 before, self._plan = self._plan, self._calibrated()
                 # One of the sample failed at first: the rest is held to the new gate.
@@ -202,8 +203,8 @@ class _Wave:
         for task, calibration in self._plan.calibrations.items():
             if calibration.certificate is not None:
                 self._run.progress.note(f"{task}: {calibration.certificate.sentence()}")
-        if self._sample.parts and not self._late():
-            self._missing -= self._sample.tasks
+        self._missing -= self._sample.tasks
+        if self._sample.parts and self._missing and not self._late():
             self._board = _board()
             self._stream = self._pass(self._everything(), until=self._run.until)
 

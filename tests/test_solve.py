@@ -359,6 +359,19 @@ def test_too_few_questions_promise_nothing_and_say_so(joined: Sandbox):
     assert all(p["orders_used"] <= 5 for p in joined.read("predictions.jsonl", "capped"))
 
 
+def test_of_few_questions_all_are_the_sample(joined: Sandbox):
+    path = joined.folder / "pride.yaml"
+    text = ADAPTIVE.replace("orders: adaptive", "debias: pride")
+    path.write_text(text.replace("MODEL", str(joined.model)).replace("STORE", str(joined.folder / "store")))
+    rows = [{"id": i, "task": "multiple_choice", "text": f"Which {i}?", "choices": ["x", "y", "z"]} for i in range(12)]
+    run = joined.solve("--config", path, "--input", joined.rows(rows), "--output", "out")
+    assert run.returncode == 0, run.stderr
+    assert [line.split("] ")[1] for line in run.stderr.splitlines() if "] answering" in line] == [
+        "answering 12 multiple_choice"
+    ]
+    assert {p["orders_used"] for p in joined.read("predictions.jsonl")} == {3}
+
+
 def test_pride_asks_a_sample_in_cycles_and_keeps_the_prior(joined: Sandbox):
     path = joined.folder / "pride.yaml"
     text = ADAPTIVE.replace("orders: adaptive", "debias: pride, prior_share: 0.1").replace("mean_prob", "mean_logprob")
