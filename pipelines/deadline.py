@@ -96,6 +96,7 @@ def by_promise(plan: Plan, store: Path, blocks: Sequence[str], stages: int) -> l
                 rows.append((number, question.row_index, question.task))
     ranked = np.argsort(-np.array(promises), kind="stable")
     fewest, most = QUESTIONS
+    fewest = min(fewest, -(-len(ranked) // stages))
     size = min(most, max(fewest, -(-len(ranked) // (ITEMS * stages))))
     items = []
     for wave in np.array_split(ranked, max(1, min(WAVES, len(ranked) // most))):

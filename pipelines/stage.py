@@ -27,7 +27,7 @@ from ensemble.tokens import load_tokenizer
 from ensemble.votes import Voter
 from pipelines.client import EngineClient, MemberEngine, Settings
 from pipelines.cluster import enter
-from pipelines.work import Part, apart, places
+from pipelines.work import Part, places
 
 REPEAT_EVERY = 100  # of the input's rows, one is asked twice to measure drift
 BOARD_SECONDS = 0.5  # between two reports to the live view
@@ -80,10 +80,13 @@ class Solver:
         """Answers the questions, starting in the order given, but those of other models need not wait their turn."""
         tally = Tally()
         self._busy += 1
+        by_models: dict[tuple[str, ...], list[Question]] = {}
+        for question in questions:
+            here = (model for model in self._plan.models([question.task]) if model in self._clients)
+            by_models.setdefault(tuple(here), []).append(question)
         try:
             async with asyncio.TaskGroup() as started:
-                for tasks in apart(self._plan, list(dict.fromkeys(question.task for question in questions))):
-                    same = [question for question in questions if question.task in tasks]
+                for same in by_models.values():
                     started.create_task(self._start(same, tally, started))
         except ExceptionGroup as e:
             raise e.exceptions[0] from None

@@ -13,7 +13,7 @@ from ensemble.records import Question, Task
 
 ITEMS = 3  # for each stage actor at least, where the input is long enough: the last ones are then soon done
 QUESTIONS = 16, 512  # in an item: at least, unless that would leave a stage actor without any, and at most
-BLOCKS = 2  # that an item's questions fill at most: of a sparse input each of them is read for little
+BLOCKS = 2  # that an item has on average, at most, unless of each block little is missing
 CALLS = 6  # items that a stage actor works on at a time, at most
 
 
@@ -80,7 +80,7 @@ def everything(plan: Plan, blocks: Mapping[str, Mapping[str, int]], stages: int)
     if len(alike) <= CALLS * stages:
         return alike
     placed = []
-    for group in apart(plan, tasks):
+    for group in _apart(plan, tasks):
         texts = [task for task in group if not all(member.scored for member in plan.tasks[task])]
         kinds = [texts, [task for task in group if task not in texts]]
         items = [item for kind in kinds if kind for item in cut(kind)]
@@ -88,7 +88,7 @@ def everything(plan: Plan, blocks: Mapping[str, Mapping[str, int]], stages: int)
     return [item for _, item in sorted(placed, key=lambda place: place[0])]
 
 
-def apart(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
+def _apart(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
     """Tasks in groups that have no model in common."""
     found: list[tuple[set[str], list[Task]]] = []
     for task in tasks:
@@ -104,9 +104,8 @@ def shares(parts: Sequence[tuple[Part, int]], stages: int) -> list[list[Part]]:
     keep the stage actors at work: where there are enough questions, as many for each actor."""
     fewest, most = QUESTIONS
     questions, before = sum(count for _, count in parts), 0
-    n = -(-max(ITEMS * stages, -(-questions // most)) // stages) * stages
-    n = min(n, questions, max(1, questions // fewest // stages) * stages)
-    n = max(n, -(-len(parts) // BLOCKS))
+    wanted = max(ITEMS, -(-questions // (most * stages)), -(-len(parts) // (BLOCKS * stages)))  # for each actor
+    n = min(stages * min(wanted, max(1, questions // (fewest * stages))), questions)
     items: list[list[Part]] = [[] for _ in range(n)]
     for part, count in parts:
         for i in range(before * n // questions, -(-(before + count) * n // questions)):

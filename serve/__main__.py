@@ -96,12 +96,12 @@ def run(arguments: dict[str, Any], address: str, host: str, port: int) -> int:
     from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
 
-    from serve.app import build
+    from serve.app import build, check
 
     del os.environ[ROUTER_LOOP]
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it would name its proxy's port
     try:
-        app = build(arguments)
+        check(arguments)
     except QuorumError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
@@ -120,6 +120,7 @@ def run(arguments: dict[str, Any], address: str, host: str, port: int) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask_to_stop)
     started = time.monotonic()
+    app = build(arguments)
     serve.start(http_options={"host": host, "port": port})
     print("engines are loading ...", flush=True)
     failed: list[BaseException] = []

@@ -24,6 +24,7 @@ from ensemble.errors import ConfigError
 from ensemble.load import load_config
 from ensemble.names import unknown
 from ensemble.placement import cpu_share
+from ensemble.plan import Plan
 from serve.api import create_api
 from serve.desk import Desk
 from serve.engines import EngineReplica
@@ -109,8 +110,8 @@ def _api() -> Any:
     return create_api(lambda: serve.get_replica_context().servable_object.desk)
 
 
-def build(arguments: dict[str, Any]) -> serve.Application:
-    """Arguments: see `serve.settings.Settings`. Raises ConfigError or ModelError where something cannot be used."""
+def check(arguments: dict[str, Any]) -> tuple[Settings, RunConfig, Plan]:
+    """Raises ConfigError or ModelError where something cannot be used."""
     settings = read_settings(arguments)
     config = load_config(settings.config, settings.set)
     plan = served_plan(config)
@@ -122,6 +123,12 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     for model in settings.replicas:
         if model not in plan.devices:
             raise ConfigError("replicas: " + unknown("model", model, list(plan.devices)))
+    return settings, config, plan
+
+
+def build(arguments: dict[str, Any]) -> serve.Application:
+    """Arguments: see `serve.settings.Settings`. Raises what `check` raises."""
+    settings, config, plan = check(arguments)
     on_cpus = [model for model, device in plan.devices.items() if device == "cpu"]
     share = cpu_share(sum(settings.replicas.get(model, Replicas()).max for model in on_cpus), _cpus())
     handles = {model: _engines(model, device, share, config, settings) for model, device in plan.devices.items()}
@@ -150,8 +157,8 @@ def _leave_seconds(settings: Settings) -> float:
 
 
 def _cpus() -> float:
-    """Ray's; before it is started those that it would find on this machine."""
-    return float(ray.cluster_resources().get("CPU", inf) if ray.is_initialized() else os.cpu_count() or 1)
+    """Ray's, as far as they are known: a cluster may get its first ones later."""
+    return float(ray.cluster_resources().get("CPU", inf)) if ray.is_initialized() else inf
 
 
 def _engines(model: str, device: str, cpus: float, run: RunConfig, settings: Settings) -> serve.Application:

@@ -90,11 +90,12 @@ def test_the_most_doubtful_and_cheapest_questions_come_first(tmp_path, word_toke
     assert item.tasks == {"multiple_choice": 4}
 
 
-def test_what_is_promising_is_shared_by_all_stage_actors(tmp_path, word_tokenizer):
+@pytest.mark.parametrize(("stages", "sizes"), [(2, [16] * 6), (12, [8] * 12)])
+def test_what_is_promising_is_shared_by_all_stage_actors(tmp_path, word_tokenizer, stages, sizes):
     shares = {f"q{i}": (0.9, 0.1 - i / 1000, i / 1000) for i in range(1, 97)}
     plan, store, read = half_answered(tmp_path, word_tokenizer, shares)
-    items = by_promise(plan, store, read.blocks, stages=2)
-    assert [item.tasks.total() for item in items] == [16] * 6
+    items = by_promise(plan, store, read.blocks, stages)
+    assert [item.tasks.total() for item in items] == sizes
     assert sorted(row for item in items for part in item.parts for row in part.rows) == list(range(96))
 
 

@@ -146,7 +146,8 @@ def test_what_a_stopped_run_has_left_is_shared_evenly(plan, taken, lacks):
     average = len(lacking) / len(items)
     assert all(average / 2.5 < len(some) < 2 * average for some in left)
     assert len(items) >= 18
-    assert all(len(item) <= 4 for item in items)  # nobody reads blocks for seconds
+    assert len(items) % 6 == 0
+    assert all(len(item) <= 8 for item in items)  # nobody reads blocks for long
 
 
 def test_of_a_long_input_each_model_has_work_until_the_end(plan, taken):
@@ -175,6 +176,11 @@ def test_of_a_long_input_texts_come_first_where_one_model_answers_all(one_model,
 @pytest.mark.parametrize(("questions", "expected"), [(3, 3), (50, 6), (250, 12)])
 def test_few_questions_are_cut_into_few_items(questions, expected):
     assert len(shares([(Part("a"), 2), (Part("b"), questions - 2)], stages=6)) == expected
+
+
+def test_a_little_of_many_blocks_is_cut_for_all_actors_alike_and_not_too_finely():
+    assert len(shares([(Part(str(i)), 25) for i in range(40)], stages=6)) == 24
+    assert len(shares([(Part(str(i)), 1) for i in range(2000)], stages=6)) == 120  # of 16 questions
 
 
 def test_nothing_to_do_is_no_item():
