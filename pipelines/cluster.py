@@ -7,9 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Ray Data's thread that a deadline left behind must not open a second connection when Ray is shut down.
-os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-
 import ray
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError

@@ -42,8 +42,8 @@ class Stream:
         self._calls = calls(len(items), job.stages)
         self._tried: queue.SimpleQueue[Tally] = queue.SimpleQueue()
         self._failed: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
+        self._ended = threading.Event()  # Thread.join, once interrupted, takes the thread for ended (Python 3.11)
+        threading.Thread(target=self._work, daemon=True).start()
 
     def tried(self, seconds: float) -> Tally | None:
         """The preflight's next tally; None after so many seconds. Raises what ended the pass."""
@@ -51,17 +51,17 @@ class Stream:
         while time.monotonic() < until:
             with contextlib.suppress(queue.Empty):
                 return self._tried.get(timeout=min(0.2, max(0.0, until - time.monotonic())))
-            if not self._thread.is_alive():
+            if self._ended.is_set():
                 self.join()
                 break
         return None
 
     def running(self) -> bool:
-        return self._thread.is_alive()
+        return not self._ended.is_set()
 
     def wait(self, seconds: float) -> None:
         """At most so long for the end of the pass, whatever came of it."""
-        self._thread.join(seconds)
+        self._ended.wait(seconds)
 
     def join(self) -> None:
         """Until all is done, or the deadline: what is not done then is left, also where actors are still starting.
@@ -69,7 +69,7 @@ class Stream:
         Raises what a stage actor calls fatal, and EngineError where passes fail too often.
         """
         until = self._job.until
-        self._thread.join(None if until is None else max(0.0, until - time.time()) + GRACE_SECONDS)
+        self._ended.wait(None if until is None else max(0.0, until - time.time()) + GRACE_SECONDS)
         if self._failed is not None and (until is None or time.time() < until):
             raise self._failed
 
@@ -78,6 +78,8 @@ class Stream:
             self._pass()
         except BaseException as e:
             self._failed = e
+        finally:
+            self._ended.set()
 
     def _pass(self) -> None:
         dataset, config = self._dataset(), self._job.plan.config.ray

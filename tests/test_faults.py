@@ -259,6 +259,29 @@ def test_a_lost_node_takes_an_engine_and_a_stage_actor_along(competition, undist
     assert competition.files() == undisturbed
 
 
+def test_ctrl_c_stores_what_was_computed_and_the_next_run_goes_on(competition, undisturbed, monkeypatch):
+    competition.write({"seconds": 1.0}, store={"flush_seconds": 1000})  # nothing is stored before its end
+    monkeypatch.setattr(competition, "address", "local")
+    running = competition.start()
+    while "answering" not in competition.said():
+        assert running.poll() is None, competition.said()
+        time.sleep(0.1)
+    time.sleep(4)  # the run takes more than ten
+    before = time.monotonic()
+    running.send_signal(signal.SIGINT)
+    assert running.wait(30) == 130
+    assert time.monotonic() - before < 10
+    last = competition.said().splitlines()[-1]
+    assert last == "stopped; what was computed is stored, and the same command goes on from there"
+    assert "WARNING" not in competition.said()
+    assert len(list(Path("/tmp/ray").glob(f"session_*_{running.pid}"))) == 1  # nobody has started another one
+    stored = competition.stored()
+    assert 8 <= stored < QUESTIONS
+    questions = competition.solve()["questions"]
+    assert (questions["from_store"], questions["computed"]) == (stored, QUESTIONS - stored)
+    assert competition.files() == undisturbed
+
+
 def test_a_full_disk_ends_the_run_with_its_cure_and_with_space_it_goes_on(competition, undisturbed):
     """The store is on a file system of 32 KiB, which is enlarged between the two runs."""
     competition.write({"seconds": 0.2}, store={"flush_seconds": 0.02})
