@@ -193,7 +193,6 @@ def read_questions(
                 continue
             counts["rows"] += 1
             size = len(question.text) + len(question.context or "") + sum(map(len, question.choices))
-            by_task[question.task] += 1
             characters[question.task] += size
             longest[question.task] = max(longest[question.task], size)
             counts["gold"] += question.gold is not None
@@ -206,6 +205,7 @@ def read_questions(
     def counted() -> Iterator[list[Question]]:
         for block in _blocks(selected(), block_rows):
             by_block.append(dict(Counter(question.task for question in block)))
+            by_task.update(by_block[-1])
             yield block
 
     blocks = list(ahead(partial(_write, out), enumerate(counted()), out))

@@ -34,10 +34,10 @@ from ensemble.tally import Tally
 from ensemble.votes import Ask
 from pipelines import cli
 from pipelines.folder import Clock, lock, read_input, usable_store, writable
+from pipelines.missing import Missing
 from pipelines.progress import Progress
 from pipelines.results import check_gold, read_gold
 from pipelines.standings import Lacking, print_board, print_plan
-from pipelines.work import Missing
 
 
 def ablate(options: argparse.Namespace, started: float) -> int:

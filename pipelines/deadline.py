@@ -20,7 +20,7 @@ from ensemble.known import Evidences
 from ensemble.outputs import Written
 from ensemble.plan import Plan
 from ensemble.read import iter_blocks
-from pipelines.work import ITEMS, QUESTIONS, Part
+from pipelines.work import QUESTIONS, Part, items_of
 
 WAVES = 20  # of questions of similar promise; within a wave they go block by block
 SAVE_SECONDS = 30.0  # between two intermediate submissions, at least
@@ -95,11 +95,9 @@ def by_promise(plan: Plan, store: Path, blocks: Sequence[str], stages: int) -> l
                 promises.append(doubt / prompts)
                 rows.append((number, question.row_index, question.task))
     ranked = np.argsort(-np.array(promises), kind="stable")
-    fewest, most = QUESTIONS
-    fewest = min(fewest, -(-len(ranked) // stages))
-    size = min(most, max(fewest, -(-len(ranked) // (ITEMS * stages))))
+    size = -(-len(ranked) // max(1, items_of(len(ranked), stages)))
     items = []
-    for wave in np.array_split(ranked, max(1, min(WAVES, len(ranked) // most))):
+    for wave in np.array_split(ranked, max(1, min(WAVES, len(ranked) // QUESTIONS[1]))):
         inside = [rows[i] for i in sorted(wave.tolist(), key=lambda i: rows[i][0])]  # of a block in falling promise
         for start in range(0, len(inside), size):
             piece = inside[start : start + size]

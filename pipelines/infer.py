@@ -26,13 +26,14 @@ from ensemble.presets import tokens_in_flight
 from ensemble.tally import Tally
 from pipelines.cluster import Node, await_gpus, connect, gpu_nodes, release_gpus, total, wait_for
 from pipelines.deadline import Deadline, by_promise
+from pipelines.missing import Missing, per_task
 from pipelines.pool import EngineSpec, start_engines
 from pipelines.progress import Progress
 from pipelines.sample import SampleWork, first_questions, sample_work
 from pipelines.stage import Job
 from pipelines.stream import Stream
 from pipelines.watch import Board, Watch
-from pipelines.work import Missing, Part, everything, shares
+from pipelines.work import Part, everything, shares
 
 CLOSE_SECONDS = 60.0  # for an engine to give its GPU's memory back before the next wave
 END_SECONDS = 3.0  # for the stage actors of a pass that is given up
@@ -137,7 +138,7 @@ class _Wave:
             block: {task: n for task, n in counts.items() if task in here}
             for block, counts in zip(run.blocks, missing.blocks, strict=True)
         }
-        self._missing = Counter({task: n for task, n in missing.tasks.items() if task in here})
+        self._missing = per_task(self._blocks.values())
         self._stages = _stages(plan, {model: len(each) for model, each in actors.items()})
         self._tokens = {model: _tokens_in_flight(plan, model) for model in actors}
         self._data = importlib.import_module("ray.data")  # takes seconds, spent while the engines load

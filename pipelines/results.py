@@ -17,7 +17,7 @@ from ensemble.relative import BaselineGrades
 from ensemble.rows import iter_rows
 from ensemble.submissions import read_answers, require_common
 from ensemble.tally import Tally
-from pipelines.work import Missing
+from pipelines.missing import Missing
 
 
 class Results(NamedTuple):

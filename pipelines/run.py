@@ -29,9 +29,9 @@ from ensemble.trained import prompt_warnings
 from pipelines import cli, summary
 from pipelines.deadline import Deadline, Saver
 from pipelines.folder import Clock, lock, read_input, usable_store, writable
+from pipelines.missing import Missing
 from pipelines.progress import Progress
 from pipelines.results import Results, check_outside, read_outside
-from pipelines.work import Missing
 
 
 def solve(options: argparse.Namespace, started: float) -> int:

@@ -12,8 +12,8 @@ from ensemble.board import Compared
 from ensemble.grid import Variant
 from ensemble.plan import Plan
 from ensemble.records import Task
+from pipelines.missing import Missing
 from pipelines.summary import asks
-from pipelines.work import Missing
 
 SHOWN = 15  # variants of a task in the printed table
 

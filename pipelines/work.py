@@ -1,47 +1,18 @@
 """What stage actors are given to do, and in which sequence."""
 
 import random
-from bisect import bisect_right
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ensemble.plan import Plan
 from ensemble.read import GOLDEN
-from ensemble.records import Question, Task
+from ensemble.records import Task
+from pipelines.missing import per_task
 
 ITEMS = 3  # for each stage actor at least, where the input is long enough: the last ones are then soon done
 QUESTIONS = 16, 512  # in an item: at least, unless that would leave a stage actor without any, and at most
 BLOCKS = 2  # that an item has on average, at most, unless of each block little is missing
 CALLS = 6  # items that a stage actor works on at a time, at most
-
-
-class Missing:
-    """The questions that the store lacks. tasks: per task. blocks: of each block per task."""
-
-    def __init__(self, by_block: Sequence[Mapping[str, int]]) -> None:
-        """by_block: all questions, as in `InputSummary`."""
-        self._all = by_block
-        self._ends = list(accumulate(sum(counts.values()) for counts in by_block))
-        self.tasks: Counter[str] = Counter()
-        self.blocks: list[Counter[str]] = [Counter() for _ in by_block]
-
-    def add(self, question: Question) -> None:
-        self.tasks[question.task] += 1
-        self.blocks[bisect_right(self._ends, question.row_index)][question.task] += 1
-
-    def add_all(self) -> None:
-        """Where the store has nothing."""
-        self.blocks = [Counter(counts) for counts in self._all]
-        self.tasks = total(self.blocks)
-
-
-def total(blocks: Iterable[Mapping[str, int]]) -> Counter[str]:
-    tasks: Counter[str] = Counter()
-    for counts in blocks:
-        tasks.update(counts)
-    return tasks
 
 
 class Part(NamedTuple):
@@ -74,7 +45,7 @@ def everything(plan: Plan, blocks: Mapping[str, Mapping[str, int]], stages: int)
         parts = [(Part(b, tasks=list(tasks)), sum(blocks[b].get(task, 0) for task in tasks)) for b in drawn]
         return shares([part for part in parts if part[1]], stages)
 
-    missing = total(blocks.values())
+    missing = per_task(blocks.values())
     tasks = [task for task in plan.tasks if missing[task]]
     alike = cut(tasks)
     if len(alike) <= CALLS * stages:
@@ -102,10 +73,8 @@ def _apart(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
 def shares(parts: Sequence[tuple[Part, int]], stages: int) -> list[list[Part]]:
     """The parts, each with how many of its questions are missing, put together and cut into items of one size, which
     keep the stage actors at work: where there are enough questions, as many for each actor."""
-    fewest, most = QUESTIONS
     questions, before = sum(count for _, count in parts), 0
-    wanted = max(ITEMS, -(-questions // (most * stages)), -(-len(parts) // (BLOCKS * stages)))  # for each actor
-    n = min(stages * min(wanted, max(1, questions // (fewest * stages))), questions)
+    n = items_of(questions, stages, len(parts))
     items: list[list[Part]] = [[] for _ in range(n)]
     for part, count in parts:
         for i in range(before * n // questions, -(-(before + count) * n // questions)):
@@ -113,6 +82,13 @@ def shares(parts: Sequence[tuple[Part, int]], stages: int) -> list[list[Part]]:
             items[i].append(part._replace(share=share))
         before += count
     return items
+
+
+def items_of(questions: int, stages: int, blocks: int = 1) -> int:
+    """How many items are made of so many questions out of so many blocks."""
+    fewest, most = QUESTIONS
+    wanted = max(ITEMS, -(-questions // (most * stages)), -(-blocks // (BLOCKS * stages)))  # for each actor
+    return min(stages * min(wanted, max(1, questions // (fewest * stages))), questions)
 
 
 def calls(items: int, stages: int) -> int:

@@ -13,7 +13,7 @@ from ensemble.config import RayConfig
 from ensemble.engine import ScoreReply, ScoreRequest
 from ensemble.errors import EngineError
 from pipelines.client import EngineClient, Settings
-from pipelines.pool import LEASE_SECONDS, Failure, Gate, Score
+from pipelines.pool import Failure, Gate, Score
 from tests.simulation import run
 
 SETTINGS = Settings(tokens=100_000, retries=2, start=1800, request=1800)
@@ -335,77 +335,3 @@ def test_what_is_under_way_is_bounded_and_the_bound_is_used(clients, bound):
     assert failed(ask_all(actors, {}, n=600, settings=settings, clients=clients)) == {}
     for actor in actors:  # a question larger than the bound goes alone; each client's share is whole questions
         assert max(bound - 100 * clients, 100) <= actor.most <= max(bound, 100 * clients)
-
-
-class Log:
-    """Who was inside together, at each entry."""
-
-    def __init__(self) -> None:
-        self.inside: list[str] = []
-        self.entries: list[str] = []
-
-    async def visit(self, gate: Gate, name: str, seconds: float = 1.0) -> None:
-        async with gate.shared() if name.islower() else gate.alone(await gate.reserve()):
-            self.inside.append(name)
-            self.entries.append("".join(sorted(self.inside)))
-            await asyncio.sleep(seconds)
-            self.inside.remove(name)
-
-
-@pytest.mark.parametrize(
-    ("visitors", "entries"),
-    [
-        ("abc", ["a", "ab", "abc"]),
-        ("abAc", ["a", "ab", "A", "c"]),  # who comes after a wish waits for it
-        ("Aab", ["A", "a", "ab"]),
-        ("AB", ["A", "B"]),
-        ("aABbc", ["a", "A", "B", "b", "bc"]),
-    ],
-)
-def test_the_gate_lets_many_in_or_one_alone(visitors, entries):
-    log = Log()
-
-    async def main() -> None:
-        gate = Gate()
-        tasks = []
-        for name in visitors:
-            tasks.append(asyncio.ensure_future(log.visit(gate, name)))
-            await asyncio.sleep(0.01)
-        await asyncio.gather(*tasks)
-
-    run(main())
-    assert log.entries == entries
-
-
-def test_a_reservation_that_is_not_used_lapses():
-    async def main() -> tuple[float, list[str]]:
-        log, gate = Log(), Gate()
-        ticket = await gate.reserve()
-        await log.visit(gate, "a")
-        at = asyncio.get_running_loop().time()
-        async with gate.alone(ticket):  # too late, and yet alone
-            other = asyncio.ensure_future(log.visit(gate, "b"))
-            await asyncio.sleep(5)
-            assert log.entries == ["a"]
-        await other
-        return at, log.entries
-
-    at, entries = run(main())
-    assert at == pytest.approx(LEASE_SECONDS + 1.0)
-    assert entries == ["a", "b"]
-
-
-def test_whoever_gives_up_waiting_to_be_alone_lets_others_in():
-    async def main() -> list[str]:
-        log, gate = Log(), Gate()
-        first = asyncio.ensure_future(log.visit(gate, "a", 3.0))
-        await asyncio.sleep(0.1)
-        wish = asyncio.ensure_future(gate.reserve())
-        await asyncio.sleep(0.1)
-        wish.cancel()
-        await asyncio.wait([wish])
-        await log.visit(gate, "b")
-        await first
-        return log.entries
-
-    assert run(main()) == ["a", "ab"]

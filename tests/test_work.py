@@ -11,7 +11,8 @@ from ensemble.plan import Plan
 from ensemble.questions import parse_question
 from ensemble.records import Question
 from pipelines import stage
-from pipelines.work import CALLS, Missing, Part, calls, everything, shares
+from pipelines.missing import Missing
+from pipelines.work import CALLS, Part, calls, everything, shares
 from tests.simulation import prepare, simulate
 
 TASKS = ("multiple_choice", "summarization", "generation")
